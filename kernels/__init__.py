@@ -1,0 +1,7 @@
+"""Block-sparse low-bit attention: the PyTorch reference and the Triton kernels behind one function."""
+
+from .api import sparse_attention
+from .block_mask import BlockMask
+from .device import unavailable_reason
+
+__all__ = ["BlockMask", "sparse_attention", "unavailable_reason"]

@@ -1,0 +1,60 @@
+"""Which devices the Triton kernels serve, and the sentence a user reads where they do not."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import torch
+
+MIN_CAPABILITY = (8, 0)
+HEAD_DIMS = (64, 128)
+FP8_CAPABILITY = (8, 9)
+INT4_CAPABILITIES = ((8, 0), (8, 6), (8, 9))
+
+
+@functools.cache
+def _triton_missing() -> bool:
+    return importlib.util.find_spec("triton") is None
+
+
+def interpreting() -> bool:
+    """True where TRITON_INTERPRET runs the kernels on CPU tensors (tests)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def unavailable_reason(
+    device: torch.device | str, dtype: torch.dtype | None = None, head_dim: int | None = None
+) -> str | None:
+    """Why the Triton kernels cannot serve this device, dtype or head_dim; None where they can."""
+    device = torch.device(device)
+    if dtype is not None and dtype not in (torch.float16, torch.bfloat16):
+        return f"the kernels read float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if head_dim is not None and head_dim not in HEAD_DIMS:
+        return f"the kernels serve head_dim {' and '.join(map(str, HEAD_DIMS))}, not {head_dim}"
+    if _triton_missing():
+        return "Triton is not installed (Linux: it comes with torch; Windows: pip install triton-windows)"
+    if device.type == "cpu" and interpreting():
+        return None
+    if device.type != "cuda":
+        return f"the kernels run on NVIDIA GPUs, not on {device.type}"
+    if torch.version.hip is not None:
+        return "the kernels run on NVIDIA GPUs, not on AMD (ROCm)"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        return (
+            f"the kernels need compute capability 8.0 (RTX 30 or newer), this GPU has "
+            f"{capability[0]}.{capability[1]}"
+        )
+    return None
+
+
+def fp8_supported(device: torch.device) -> bool:
+    """True where the card multiplies FP8 (sm_89 and newer)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
+
+
+def native_int4(device: torch.device) -> bool:
+    """True where the card has INT4 tensor cores; elsewhere 4-bit numerics run on 8-bit units."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) in INT4_CAPABILITIES

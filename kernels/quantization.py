@@ -1,0 +1,60 @@
+"""The number formats of the low-bit paths, in PyTorch: ``float = int * scale`` (+ offset), always.
+
+| operand | 8 bits | 4 bits |
+|---|---|---|
+| Q | int8 [-127, 127], one scale per token | int4 [-7, 7] after a Hadamard rotation, per token |
+| K, mean removed | int8, one scale per key block | as Q, after removing each key block's mean |
+| P | uint8-range [0, 127] per row and tile, or FP8 e4m3 | [0, 15] per row and tile |
+| V | int8 or FP8 e4m3, one scale per channel | [0, 15] about the block's mean, per block and channel |
+
+The mean of K over the sequence shifts all logits of a row alike, so softmax does not see it
+(SageAttention, arXiv 2410.02367). The rotation spreads outlier channels and leaves q.k unchanged.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+BITS = (16, 8, 4)
+INT8_MAX = 127.0
+INT4_MAX = 7.0
+UINT4_MAX = 15.0
+FP8_MAX = 448.0
+# FP8 probabilities are stored times 2**8: below the format's maximum, far from its subnormals.
+FP8_P_EXPONENT = 8.0
+SCALE_FLOOR = 1e-12
+
+
+def symmetric_scale(x: Tensor, limit: float, dim: int | tuple[int, ...]) -> Tensor:
+    """Scale that maps the largest magnitude along ``dim`` (kept) to ``limit``."""
+    return x.abs().amax(dim, keepdim=True).clamp_min(SCALE_FLOOR) / limit
+
+
+def fake_quantize(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
+    """Integers, as floats, nearest to ``x / scale`` within [low, high]."""
+    return (x / scale).round().clamp(low, high)
+
+
+def hadamard(x: Tensor) -> Tensor:
+    """Orthonormal Walsh-Hadamard transform (Sylvester order) of the last dimension.
+
+    Raises:
+        ValueError: if the last dimension is not a power of two.
+    """
+    size = x.shape[-1]
+    if size & (size - 1):
+        raise ValueError(f"x must have a power of two as its last dimension, got {size}")
+    shape = x.shape
+    width = 1
+    while width < size:
+        x = x.reshape(*shape[:-1], size // (2 * width), 2, width)
+        x = torch.stack((x[..., 0, :] + x[..., 1, :], x[..., 0, :] - x[..., 1, :]), dim=-2)
+        width *= 2
+    return x.reshape(shape) * size**-0.5
+
+
+def hadamard_matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[size, size] matrix of :func:`hadamard`, symmetric, without the ``size ** -0.5`` factor."""
+    eye = torch.eye(size, device=device)
+    return (hadamard(eye) * size**0.5).round().to(dtype)

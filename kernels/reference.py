@@ -1,0 +1,221 @@
+"""Block-sparse attention in plain PyTorch: the specification of the Triton kernels.
+
+Everything is computed densely in float32 and masked, so it is right on any device and fast on none.
+Low bits are simulated by rounding; integer sums are exact in float32 at these sizes. The pooled tail
+follows "one pooled key and value per skipped block" (Sol-Attn, arXiv 2607.24027; PISA, 2602.01077)
+with a bias per head that calibration fits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .block_mask import BlockMask
+from .quantization import (
+    FP8_MAX,
+    FP8_P_EXPONENT,
+    INT4_MAX,
+    INT8_MAX,
+    SCALE_FLOOR,
+    UINT4_MAX,
+    fake_quantize,
+    hadamard,
+    symmetric_scale,
+)
+
+# Floats of one logits chunk; larger problems are cut by head and by query block.
+CHUNK_ELEMENTS = 1 << 25
+
+
+def reference_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    permutation: Tensor,
+    order_of_head: Tensor,
+    tail_bias: Tensor,
+    *,
+    qk_bits: int,
+    pv_bits: int,
+    fp8: bool,
+    tail: bool,
+    scale: float,
+) -> Tensor:
+    """Attention of [B, H, S, D] inputs, rows back in the model's order; see ``sparse_attention``."""
+    batch, heads, tokens, head_dim = q.shape
+    gather = permutation.long()[order_of_head.long()]  # [H, S]
+    index = gather[None, :, :, None].expand(batch, -1, -1, head_dim)
+    out = torch.empty(batch, tokens, heads, head_dim, dtype=q.dtype, device=q.device)
+    out = out.transpose(1, 2)
+    computed = mask.to_dense()
+    heads_at_once = max(1, min(heads, CHUNK_ELEMENTS // (batch * tokens * tokens) or 1))
+    for first in range(0, heads, heads_at_once):
+        part = slice(first, min(heads, first + heads_at_once))
+        reordered = (x[:, part].gather(2, index[:, part]).float() for x in (q, k, v))
+        rows = _attend(
+            *reordered,
+            computed[part],
+            tail_bias[part].float(),
+            mask.block,
+            qk_bits=qk_bits,
+            pv_bits=pv_bits,
+            fp8=fp8,
+            tail=tail,
+            scale=scale,
+        )
+        out[:, part] = torch.empty_like(rows).scatter_(2, index[:, part], rows).to(q.dtype)
+    return out
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    computed: Tensor,
+    tail_bias: Tensor,
+    block: tuple[int, int],
+    *,
+    qk_bits: int,
+    pv_bits: int,
+    fp8: bool,
+    tail: bool,
+    scale: float,
+) -> Tensor:
+    tokens = q.shape[2]
+    query_block, key_block = block
+    sizes = block_sizes(tokens, key_block, q.device)
+    if qk_bits < 16:
+        k = k - k.mean(2, keepdim=True)
+    pooled_k = pool(k, key_block)
+    pooled_v = pool(v, key_block)
+    logit_operands = _quantized_logits(q, k, pooled_k, key_block, qk_bits)
+    values = _Values(v, pooled_v, key_block, pv_bits, fp8)
+
+    out = torch.empty_like(q)
+    rows_at_once = max(1, CHUNK_ELEMENTS // (q.shape[0] * q.shape[1] * tokens) // query_block)
+    rows_at_once *= query_block
+    key_of_block = torch.arange(tokens, device=q.device) // key_block
+    for start in range(0, tokens, rows_at_once):
+        rows = slice(start, min(tokens, start + rows_at_once))
+        blocks = torch.arange(rows.start, rows.stop, device=q.device) // query_block
+        kept = computed[:, blocks]  # [H, R, KVb]
+        logits = logit_operands(rows) * scale
+        logits = logits.masked_fill(~kept[:, :, key_of_block], -math.inf)
+        if tail:
+            pooled = logit_operands.pooled(rows) * scale + sizes.log()
+            pooled = (pooled + tail_bias[:, None, None]).masked_fill(kept, -math.inf)
+        else:
+            pooled = torch.full((*logits.shape[:-1], 0), -math.inf, device=q.device)
+        top = torch.cat((logits, pooled), -1).amax(-1, keepdim=True).clamp_min(-1e30)
+        p = (logits - top).exp()
+        p_pooled = (pooled - top).exp()
+        total = p.sum(-1, keepdim=True) + p_pooled.sum(-1, keepdim=True)
+        weighted = values(p)
+        if tail:
+            weighted = weighted + p_pooled @ pooled_v
+        out[:, :, rows] = weighted / total.masked_fill(total == 0, 1.0)
+    return out
+
+
+def block_sizes(tokens: int, block: int, device: torch.device) -> Tensor:
+    """float32 [blocks], tokens in each block; only the last may hold fewer."""
+    count = -(-tokens // block)
+    sizes = torch.full((count,), float(block), device=device)
+    sizes[-1] = tokens - (count - 1) * block
+    return sizes
+
+
+def pool(x: Tensor, block: int) -> Tensor:
+    """Mean of each block of tokens: [..., S, D] -> [..., blocks, D]."""
+    sizes = block_sizes(x.shape[-2], block, x.device)
+    return _in_blocks(x, block).sum(-2) / sizes[:, None]
+
+
+def _in_blocks(x: Tensor, block: int) -> Tensor:
+    """[..., S, D] -> [..., blocks, block, D], the ragged last block filled with zeros."""
+    padding = -x.shape[-2] % block
+    x = torch.nn.functional.pad(x, (0, 0, 0, padding))
+    return x.unflatten(-2, (-1, block))
+
+
+class _quantized_logits:
+    """Unscaled logits of a slice of rows against all keys, and against the pooled keys."""
+
+    def __init__(self, q: Tensor, k: Tensor, pooled_k: Tensor, key_block: int, bits: int) -> None:
+        self.correction = None
+        self.pooled_k = pooled_k
+        self.q_tail = q
+        if bits == 16:
+            self.q, self.k = q, k
+        elif bits == 8:
+            q_scale = symmetric_scale(q, INT8_MAX, -1)
+            k_scale = symmetric_scale(_in_blocks(k, key_block), INT8_MAX, (-2, -1)).squeeze(-1)
+            k_scale = k_scale.expand(*k_scale.shape[:-1], key_block).flatten(-2)
+            k_scale = k_scale[..., : k.shape[-2], None]
+            self.q = fake_quantize(q, q_scale, -INT8_MAX, INT8_MAX) * q_scale
+            self.k = fake_quantize(k, k_scale, -INT8_MAX, INT8_MAX) * k_scale
+            self.q_tail = self.q
+        else:
+            # q.k = q.(k - block mean) + q.(block mean): the second term is exact, and it is the
+            # pooled tail's own logit (facts of the method: doc in quantization.py).
+            block_of_key = torch.arange(k.shape[-2], device=k.device) // key_block
+            self.correction = block_of_key
+            q_rotated = hadamard(q)
+            k_rotated = hadamard(k - pooled_k[..., block_of_key, :])
+            q_scale = symmetric_scale(q_rotated, INT4_MAX, -1)
+            k_scale = symmetric_scale(k_rotated, INT4_MAX, -1)
+            self.q = fake_quantize(q_rotated, q_scale, -INT4_MAX, INT4_MAX) * q_scale
+            self.k = fake_quantize(k_rotated, k_scale, -INT4_MAX, INT4_MAX) * k_scale
+
+    def __call__(self, rows: slice) -> Tensor:
+        logits = self.q[:, :, rows] @ self.k.transpose(-1, -2)
+        if self.correction is not None:
+            logits = logits + self.pooled(rows)[..., self.correction]
+        return logits
+
+    def pooled(self, rows: slice) -> Tensor:
+        return self.q_tail[:, :, rows] @ self.pooled_k.transpose(-1, -2)
+
+
+class _Values:
+    """P @ V for probabilities relative to the row maximum, in the precision asked for."""
+
+    def __init__(self, v: Tensor, pooled_v: Tensor, key_block: int, bits: int, fp8: bool) -> None:
+        self.key_block = key_block
+        self.bits = bits
+        self.fp8 = fp8
+        self.v = v
+        if bits == 8 and fp8:
+            v_scale = symmetric_scale(v, FP8_MAX, -2)
+            self.v = (v / v_scale).to(torch.float8_e4m3fn).float() * v_scale
+        elif bits == 8:
+            v_scale = symmetric_scale(v, INT8_MAX, -2)
+            self.v = fake_quantize(v, v_scale, -INT8_MAX, INT8_MAX) * v_scale
+        elif bits == 4:
+            self.pooled_v = pooled_v
+            centred = _in_blocks(v - pooled_v.repeat_interleave(key_block, -2)[..., : v.shape[-2], :], key_block)
+            # The zeros that fill a ragged block lie inside [low, high]: deviations average to zero.
+            low, high = centred.amin(-2, keepdim=True), centred.amax(-2, keepdim=True)
+            step = ((high - low) / UINT4_MAX).clamp_min(SCALE_FLOOR)
+            levels = fake_quantize(centred - low, step, 0.0, UINT4_MAX)
+            self.v = (levels * step + low).flatten(-3, -2)[..., : v.shape[-2], :]
+
+    def __call__(self, p: Tensor) -> Tensor:
+        if self.bits == 16:
+            return p @ self.v
+        if self.bits == 8 and self.fp8:
+            offset = 2.0**FP8_P_EXPONENT
+            return ((p * offset).to(torch.float8_e4m3fn).float() / offset) @ self.v
+        levels = INT8_MAX if self.bits == 8 else UINT4_MAX
+        in_tiles = torch.nn.functional.pad(p, (0, -p.shape[-1] % self.key_block))
+        in_tiles = in_tiles.unflatten(-1, (-1, self.key_block))
+        p_scale = symmetric_scale(in_tiles, levels, -1)
+        rounded = (fake_quantize(in_tiles, p_scale, 0.0, levels) * p_scale).flatten(-2)
+        out = rounded[..., : p.shape[-1]] @ self.v
+        if self.bits == 4:
+            out = out + in_tiles.sum(-1) @ self.pooled_v
+        return out

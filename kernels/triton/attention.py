@@ -1,0 +1,248 @@
+"""Block-sparse attention over lists of key blocks, in 16, 8 or 4 bits, with the pooled tail.
+
+One program owns a tile of query rows of one head. It first folds in the pooled keys and values of
+the blocks that its row skips (16-bit products, a few tiles), then walks the row's list of key blocks
+with an online softmax, and scatters its rows back to the model's token order. Only the last key block
+can be ragged; it comes last in every list and is peeled off the loop.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..launch import LaunchConfig
+from .prepass import PreparedInputs
+from .primitives import columns_in_token_order, round_to_int, token_of_position
+
+LOG2_E = 1.4426950408889634
+POOLED_TILE = 64
+
+
+@triton.jit
+def attention_kernel(
+    Q, K, V, Out, permutation, order_of_head, kv_num_blocks, kv_indices, computed_bits, tail_bias,
+    q8, q_scale, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
+    q_stride_b, q_stride_h, q_stride_s,
+    k_stride_b, k_stride_h, k_stride_s,
+    v_stride_b, v_stride_h, v_stride_s,
+    S, H, rows_padded, query_blocks, key_blocks, list_width, bit_words, scale_log2,
+    D: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, POOLED: tl.constexpr,
+    QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, TAIL: tl.constexpr,
+):  # fmt: skip
+    """Grid (ceil(S / BM), B*H)."""
+    tile = tl.program_id(0)
+    batch_head = tl.program_id(1).to(tl.int64)
+    b = batch_head // H
+    h = batch_head % H
+    d = tl.arange(0, D)
+    row = tile * BM + tl.arange(0, BM)
+    row_valid = row < S
+    token_of = permutation + tl.load(order_of_head + h).to(tl.int64) * S
+    token = tl.load(token_of + row, mask=row_valid, other=0).to(tl.int64)
+    list_row = h * query_blocks + (tile * BM) // QUERY_BLOCK
+    count = tl.load(kv_num_blocks + list_row)
+    row_list = kv_indices + list_row * list_width
+    K += b * k_stride_b + h * k_stride_h
+    V += b * v_stride_b + h * v_stride_h
+    k8 += batch_head * rows_padded * D
+    v8 += batch_head * key_blocks * D * KEY_BLOCK
+    pooled_k += batch_head * key_blocks * D
+    pooled_v += batch_head * key_blocks * D
+
+    if QK_BITS != 8:
+        q16 = tl.load(
+            Q + b * q_stride_b + h * q_stride_h + token[:, None] * q_stride_s + d[None, :],
+            mask=row_valid[:, None], other=0.0,
+        )  # fmt: skip
+    if QK_BITS == 16:
+        q = q16
+        row_scale = tl.full([BM], 1.0, tl.float32) * scale_log2
+        q_tail = q16
+        tail_scale = row_scale
+    else:
+        q = tl.load(q8 + (batch_head * rows_padded + row)[:, None] * D + d[None, :])
+        row_scale = tl.load(q_scale + batch_head * rows_padded + row) * scale_log2
+        if QK_BITS == 8:
+            q_tail = q.to(Q.dtype.element_ty)
+            tail_scale = row_scale
+            k_scale += batch_head * key_blocks
+        else:
+            q_tail = q16
+            tail_scale = tl.full([BM], 1.0, tl.float32) * scale_log2
+            k_scale += batch_head * rows_padded
+    if QK_BITS != 4:
+        q16 = q_tail
+    if PV_BITS == 4:
+        v_scale += batch_head * key_blocks * D
+        v_low += batch_head * key_blocks * D
+
+    acc = tl.zeros([BM, D], tl.float32)
+    row_sum = tl.zeros([BM], tl.float32)
+    row_max = tl.full([BM], -1e30, tl.float32)
+    last_block = key_blocks - 1
+    last_size = S - last_block * KEY_BLOCK
+
+    if TAIL:
+        if count < key_blocks:
+            bias = tl.load(tail_bias + h) * 1.4426950408889634
+            words = computed_bits + list_row * bit_words
+            for start in range(0, key_blocks, POOLED):
+                block = start + tl.arange(0, POOLED)
+                exists = block < key_blocks
+                word = tl.load(words + block // 32, mask=exists, other=-1)
+                skipped = ((word >> (block % 32)) & 1) == 0
+                size = tl.where(block == last_block, last_size, KEY_BLOCK).to(tl.float32)
+                offset = block[:, None] * D + d[None, :]
+                kt = tl.load(pooled_k + offset, mask=exists[:, None], other=0.0)
+                s = tl.dot(q_tail, tl.trans(kt)) * tail_scale[:, None]
+                s += tl.where(skipped, tl.log2(size) + bias, float("-inf"))[None, :]
+                new_max = tl.maximum(row_max, tl.max(s, 1))
+                alpha = tl.exp2(row_max - new_max)
+                p = tl.exp2(s - new_max[:, None])
+                row_sum = row_sum * alpha + tl.sum(p, 1)
+                values = tl.load(pooled_v + offset, mask=exists[:, None], other=0.0)
+                acc = tl.dot(p.to(values.dtype), values, acc * alpha[:, None])
+                row_max = new_max
+            if PV_BITS == 8:
+                acc = acc * (1.0 / tl.load(v_scale + batch_head * D + d))[None, :]
+            if FP8:
+                acc *= 256.0
+                row_sum *= 256.0
+
+    SPLIT: tl.constexpr = KEY_BLOCK // BN
+    ragged = 0
+    if (count > 0) & (last_size < KEY_BLOCK):
+        ragged = (tl.load(row_list + count - 1) == last_block).to(tl.int32)
+    for step in range(0, (count - ragged) * SPLIT):
+        block = tl.load(row_list + step // SPLIT).to(tl.int32)
+        acc, row_sum, row_max = attend_tile(
+            acc, row_sum, row_max, q, q16, row_scale, block, step % SPLIT, S, scale_log2,
+            K, V, token_of, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
+            k_stride_s, v_stride_s,
+            D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, False,
+        )  # fmt: skip
+    for step in range(0, ragged * SPLIT):
+        acc, row_sum, row_max = attend_tile(
+            acc, row_sum, row_max, q, q16, row_scale, last_block, step, S, scale_log2,
+            K, V, token_of, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
+            k_stride_s, v_stride_s,
+            D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True,
+        )  # fmt: skip
+
+    # A row with nothing to attend to is zero.
+    acc = acc * (1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))[:, None]
+    if PV_BITS == 8:
+        acc = acc * tl.load(v_scale + batch_head * D + d)[None, :]
+    out = Out + (b * S + token)[:, None] * (H * D) + h * D + d[None, :]
+    tl.store(out, acc.to(Out.dtype.element_ty), mask=row_valid[:, None])
+
+
+@triton.jit
+def attend_tile(
+    acc, row_sum, row_max, q, q16, row_scale, block, part, S, scale_log2,
+    K, V, token_of, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v, k_stride_s, v_stride_s,
+    D: tl.constexpr, KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """Folds one tile of keys into (acc, row_sum, row_max)."""
+    PERMUTED: tl.constexpr = (QK_BITS < 16) and (PV_BITS < 16)
+    n = tl.arange(0, BN)
+    d = tl.arange(0, D)
+    first = block * KEY_BLOCK + part * BN
+    if QK_BITS == 16 or PV_BITS == 16:
+        position = first + n
+        token = tl.load(token_of + position, mask=position < S, other=0).to(tl.int64)
+    if QK_BITS == 16:
+        kt = tl.load(K + token[None, :] * k_stride_s + d[:, None])
+        s = tl.dot(q, kt)
+        top = tl.max(s, 1)
+        factor = row_scale
+    else:
+        stored = (first + n).to(tl.int64)
+        kt = tl.load(k8 + stored[None, :] * D + d[:, None])
+        s = tl.dot(q, kt, out_dtype=tl.int32)
+        if QK_BITS == 8:
+            # The largest integer of a row is its largest logit, because both scales are positive.
+            top = tl.max(s, 1).to(tl.float32)
+            factor = row_scale * tl.load(k_scale + block)
+            s = s.to(tl.float32)
+        else:
+            block_mean = tl.load(pooled_k + block * D + d).to(tl.float32)
+            exact = tl.sum(q16.to(tl.float32) * block_mean[None, :], 1) * scale_log2
+            s = s.to(tl.float32) * tl.load(k_scale + stored)[None, :]
+            s = s * row_scale[:, None] + exact[:, None]
+            top = tl.max(s, 1)
+            factor = tl.full([BM], 1.0, tl.float32)
+    if RAGGED:
+        inside = first + token_of_position(n, PERMUTED) < S
+        s = tl.where(inside[None, :], s, float("-inf"))
+        top = tl.max(s, 1)
+
+    tile_max = top * factor
+    new_max = tl.maximum(row_max, tile_max)
+    alpha = tl.exp2(row_max - new_max)
+    if PV_BITS == 16:
+        p = tl.exp2(s * factor[:, None] - new_max[:, None])
+        row_sum = row_sum * alpha + tl.sum(p, 1)
+        value = tl.load(V + token[:, None] * v_stride_s + d[None, :])
+        acc = tl.dot(p.to(value.dtype), value, acc * alpha[:, None])
+    else:
+        vt = tl.load(v8 + (block.to(tl.int64) * D + d[None, :]) * KEY_BLOCK + n[:, None])
+        if FP8:
+            # P times 2**8 in numerator and denominator: FP8's subnormals are out of the way.
+            p = tl.exp2(s * factor[:, None] - (new_max - 8.0)[:, None])
+            row_sum = row_sum * alpha + tl.sum(p, 1)
+            p8 = p.to(tl.float8e4nv)
+            if PERMUTED:
+                p8 = columns_in_token_order(p8, BM, BN)
+            acc = tl.dot(p8, vt, acc * alpha[:, None])
+        else:
+            LEVELS: tl.constexpr = 127.0 if PV_BITS == 8 else 15.0
+            # Relative to the tile's own maximum: P's scale is per row and tile.
+            p = tl.exp2(s * factor[:, None] - tile_max[:, None])
+            weight = tl.exp2(tile_max - new_max)
+            tile_sum = tl.sum(p, 1)
+            row_sum = row_sum * alpha + tile_sum * weight
+            p8 = round_to_int(p * LEVELS).to(tl.int8)
+            if PERMUTED:
+                p8 = columns_in_token_order(p8, BM, BN)
+            product = tl.dot(p8, vt, out_dtype=tl.int32).to(tl.float32)
+            if PV_BITS == 8:
+                acc = acc * alpha[:, None] + product * (weight * (1.0 / 127.0))[:, None]
+            else:
+                channel = block * D + d
+                step = tl.load(v_scale + channel)
+                low = tl.load(v_low + channel)
+                mean = tl.load(pooled_v + channel).to(tl.float32)
+                mass = tl.sum(p8.to(tl.float32), 1)
+                deviation = product * step[None, :] + mass[:, None] * low[None, :]
+                acc = acc * alpha[:, None] + deviation * (weight * (1.0 / 15.0))[:, None]
+                # The block's mean is weighted with the exact probabilities.
+                acc += (tile_sum * weight)[:, None] * mean[None, :]
+    return acc, row_sum, new_max
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, permutation: Tensor, order_of_head: Tensor,
+    kv_num_blocks: Tensor, kv_indices: Tensor, computed_bits: Tensor, tail_bias: Tensor,
+    prepared: PreparedInputs, block: tuple[int, int], launch: LaunchConfig,
+    *, qk_bits: int, pv_bits: int, fp8: bool, tail: bool, scale: float,
+) -> None:  # fmt: skip
+    """Launches the kernel into ``out`` [B, S, H, D]."""
+    batch, heads, tokens, head_dim = q.shape
+    key_blocks = triton.cdiv(tokens, block[1])
+    attention_kernel[(triton.cdiv(tokens, launch.query_tile), batch * heads)](
+        q, k, v, out, permutation, order_of_head,
+        kv_num_blocks, kv_indices, computed_bits, tail_bias, *prepared,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        tokens, heads, triton.cdiv(tokens, max(block)) * max(block),
+        kv_num_blocks.shape[1], key_blocks, kv_indices.shape[2], computed_bits.shape[2],
+        scale * LOG2_E,
+        D=head_dim, QUERY_BLOCK=block[0], KEY_BLOCK=block[1],
+        BM=launch.query_tile, BN=launch.key_tile, POOLED=POOLED_TILE,
+        QK_BITS=qk_bits, PV_BITS=pv_bits, FP8=fp8 and pv_bits == 8, TAIL=tail,
+        num_warps=launch.num_warps, num_stages=launch.num_stages,
+    )  # fmt: skip
