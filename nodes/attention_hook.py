@@ -1,0 +1,224 @@
+"""The place that knows how ComfyUI calls attention, and puts a handler in front of it.
+
+`install` returns a clone of the model that carries
+
+* an `optimized_attention_override`, which sees every attention call of the transformer and hands
+  the visual self-attention calls to the handler; an override that was there before is the dense
+  path of every call that is declined;
+* a DIFFUSION_MODEL wrapper, which publishes grid and noise level once per forward and puts the
+  override back if a later node replaced it;
+* an OUTER_SAMPLE wrapper, which tells the handler where a sampling run begins and ends.
+
+Hooks on the layers' self-attention modules give the layer index and tell self- from
+cross-attention. They are put on the shared module once, and do nothing unless a forward carries
+our state. Nothing of ComfyUI is patched.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .attention_call import STATE_KEY, ForwardState, HostCall, VisualCall, decline_reason
+from .families import Family, find_family
+
+logger = logging.getLogger("paro_attention")
+
+OVERRIDE_KEY = "optimized_attention_override"
+
+_hooked_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+class AttentionHandler(Protocol):
+    """What `install` puts in front of the host's attention."""
+
+    def begin_run(self, sigmas: list[float], model: Any) -> None:
+        """A sampling run starts; `sigmas` descend and end with 0, `model` is its ModelPatcher."""
+        ...
+
+    def end_run(self, failed: bool) -> None:
+        """The sampling run ended, with an error or an interrupt if `failed`."""
+        ...
+
+    def begin_forward(self) -> None:
+        """One forward of the transformer starts."""
+        ...
+
+    def cannot_serve(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Why tensors of this kind are not handled, or None."""
+        ...
+
+    def attend(self, call: VisualCall) -> Tensor | str:
+        """The attention output [B, H, S, D], or the reason why this call runs dense."""
+        ...
+
+    def declined(self, reason: str) -> None:
+        """A call ran dense for this reason."""
+        ...
+
+
+def install(model: Any, handler: AttentionHandler) -> Any:
+    """Put `handler` in front of the attention of a clone of `model`.
+
+    Args:
+        model: ComfyUI ModelPatcher. A handler that this pack installed earlier is taken off.
+        handler: gets the visual self-attention calls.
+
+    Returns:
+        The clone.
+
+    Raises:
+        ValueError: the model belongs to no served family; check with `find_family` first.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    diffusion_model = model.get_model_object("diffusion_model")
+    family = find_family(diffusion_model)
+    if family is None:
+        raise ValueError(f"{type(diffusion_model).__name__} belongs to no family that PARO serves")
+    _hook_layers(diffusion_model, family)
+    patched = uninstall(model)
+    options = dict(patched.model_options.get("transformer_options", {}))
+    options[OVERRIDE_KEY] = _make_override(handler, options.get(OVERRIDE_KEY))
+    patched.model_options["transformer_options"] = options
+    patched.add_wrapper_with_key(
+        WrappersMP.DIFFUSION_MODEL, STATE_KEY, _make_forward_wrapper(handler, family)
+    )
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, STATE_KEY, _make_run_wrapper(handler))
+    return patched
+
+
+def uninstall(model: Any) -> Any:
+    """A clone of `model` without this pack's handler, if it carries one."""
+    from comfy.patcher_extension import WrappersMP
+
+    clone = model.clone()
+    for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.OUTER_SAMPLE):
+        clone.remove_wrappers_with_key(kind, STATE_KEY)
+    options = dict(clone.model_options.get("transformer_options", {}))
+    override = options.get(OVERRIDE_KEY)
+    if hasattr(override, "paro_handler"):
+        previous = override.paro_previous
+        if previous is None:
+            del options[OVERRIDE_KEY]
+        else:
+            options[OVERRIDE_KEY] = previous
+        clone.model_options["transformer_options"] = options
+    return clone
+
+
+def _make_override(handler: AttentionHandler, previous: Callable | None) -> Callable:
+    # A plain function: ComfyUI deep-copies model_options, and only functions are shared by that.
+    def override(func: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        call = HostCall.bind(args, kwargs)
+        state: ForwardState | None = (call.transformer_options or {}).get(STATE_KEY)
+        reason = decline_reason(call, state, handler.cannot_serve)
+        if reason is None and state is not None and state.layer is not None:
+            q, k, v = call.heads_first()
+            result = handler.attend(
+                VisualCall(state.layer, state.sigma, state.grid, q, k, v, state.conditional_rows)
+            )
+            if isinstance(result, Tensor):
+                return call.restore(result)
+            reason = result
+        handler.declined(reason or "")
+        if previous is not None:
+            return previous(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    override = torch.compiler.disable(override)
+    override.paro_handler = handler  # type: ignore[attr-defined]
+    override.paro_previous = previous  # type: ignore[attr-defined]
+    return override
+
+
+def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable:
+    # recursive=False: a compiled model below this wrapper stays compiled.
+    @torch.compiler.disable(recursive=False)
+    def forward_wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        options = kwargs.get("transformer_options")
+        if options is None:
+            options = next((a for a in args if isinstance(a, dict) and "sigmas" in a), None)
+        x = args[0] if args else kwargs.get("x")
+        if options is None or not isinstance(x, Tensor):
+            return executor(*args, **kwargs)
+        handler.begin_forward()
+        sigma = float(options["sigmas"].flatten()[0])  # the only host read of a forward
+        rows = _conditional_rows(options.get("cond_or_uncond"), x.shape[0])
+        options[STATE_KEY] = ForwardState(family.grid(executor.class_obj, x), sigma, rows)
+        current = options.get(OVERRIDE_KEY)
+        if getattr(current, "paro_handler", None) is not handler:
+            options[OVERRIDE_KEY] = _make_override(handler, current)
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            options.pop(STATE_KEY, None)
+
+    return forward_wrapper
+
+
+def _make_run_wrapper(handler: AttentionHandler) -> Callable:
+    def run_wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        sigmas = kwargs.get("sigmas", args[3] if len(args) > 3 else None)
+        values = [] if sigmas is None else [float(s) for s in sigmas.flatten().tolist()]
+        handler.begin_run(values, executor.class_obj.model_patcher)
+        failed = True
+        try:
+            result = executor(*args, **kwargs)
+            failed = False
+            return result
+        finally:
+            handler.end_run(failed)
+
+    return run_wrapper
+
+
+def _conditional_rows(cond_or_uncond: list[int] | None, batch: int) -> tuple[int, ...] | None:
+    """Batch entries of the positive prompt: ComfyUI concatenates one equal chunk per condition."""
+    if not cond_or_uncond or batch % len(cond_or_uncond):
+        return None
+    size = batch // len(cond_or_uncond)
+    return tuple(
+        chunk * size + i
+        for chunk, kind in enumerate(cond_or_uncond)
+        if kind == 0
+        for i in range(size)
+    )
+
+
+def _hook_layers(diffusion_model: nn.Module, family: Family) -> None:
+    """Hook every self-attention module once; the module is shared by all clones of the model."""
+    model = getattr(diffusion_model, "_orig_mod", diffusion_model)
+    if model in _hooked_models:
+        return
+    for layer, module in enumerate(family.attention_modules(model)):
+        module.register_forward_pre_hook(_make_enter(layer), with_kwargs=True)
+        module.register_forward_hook(_leave, with_kwargs=True, always_call=True)
+    _hooked_models.add(model)
+
+
+def _make_enter(layer: int) -> Callable:
+    def enter(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        state = _state_of(args, kwargs)
+        if state is not None:
+            state.layer = layer
+
+    return enter
+
+
+def _leave(_module: nn.Module, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
+    state = _state_of(args, kwargs)
+    if state is not None:
+        state.layer = None
+
+
+def _state_of(args: tuple, kwargs: dict[str, Any]) -> ForwardState | None:
+    options = kwargs.get("transformer_options")
+    if options is None:
+        options = next((a for a in args if isinstance(a, dict)), None)
+    return None if options is None else options.get(STATE_KEY)
