@@ -1,0 +1,1 @@
+"""The bundled demo video model: its data, training, sampling and the demo page."""
