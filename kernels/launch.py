@@ -13,12 +13,14 @@ class LaunchConfig:
         query_tile: query rows of one program; divides the query block.
         key_tile: keys of one step of its loop; divides the key block.
         num_warps, num_stages: Triton's launch options.
+        max_registers: register cap per thread, None for the compiler's choice.
     """
 
     query_tile: int
     key_tile: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
 
 
 def select_launch(
@@ -36,6 +38,8 @@ def select_launch(
     roomy = capability[0] >= 9 or capability == (8, 0)
     if qk_bits == 4 or pv_bits == 4:
         return LaunchConfig(query_tile, key_tile, 4, 1)
+    if low_bits and capability[0] == 9:
+        return LaunchConfig(query_tile, key_tile, 4, 2, max_registers=168)
     if low_bits:
         return LaunchConfig(query_tile, key_tile, 4, 3 if roomy else 2)
     if query_block == 128 and roomy and qk_bits == 16:

@@ -89,7 +89,7 @@ def attention_kernel(
         if count < key_blocks:
             bias = tl.load(tail_bias + h) * 1.4426950408889634
             words = computed_bits + list_row * bit_words
-            for start in range(0, key_blocks, POOLED):
+            for start in tl.range(0, key_blocks, POOLED, num_stages=1):
                 block = start + tl.arange(0, POOLED)
                 exists = block < key_blocks
                 word = tl.load(words + block // 32, mask=exists, other=-1)
@@ -124,7 +124,7 @@ def attention_kernel(
             k_stride_s, v_stride_s,
             D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, False,
         )  # fmt: skip
-    for step in range(0, ragged * SPLIT):
+    for step in tl.range(0, ragged * SPLIT, num_stages=1):
         acc, row_sum, row_max = attend_tile(
             acc, row_sum, row_max, q, q16, row_scale, last_block, step, S, scale_log2,
             K, V, token_of, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
@@ -161,8 +161,8 @@ def attend_tile(
         top = tl.max(s, 1)
         factor = row_scale
     else:
-        stored = (first + n).to(tl.int64)
-        kt = tl.load(k8 + stored[None, :] * D + d[:, None])
+        # A scalar base and loop-invariant 32-bit offsets: few registers, no 64-bit tile arithmetic.
+        kt = tl.load(k8 + first * D + (n[None, :] * D + d[:, None]))
         s = tl.dot(q, kt, out_dtype=tl.int32)
         if QK_BITS == 8:
             # The largest integer of a row is its largest logit, because both scales are positive.
@@ -172,7 +172,7 @@ def attend_tile(
         else:
             block_mean = tl.load(pooled_k + block * D + d).to(tl.float32)
             exact = tl.sum(q16.to(tl.float32) * block_mean[None, :], 1) * scale_log2
-            s = s.to(tl.float32) * tl.load(k_scale + stored)[None, :]
+            s = s.to(tl.float32) * tl.load(k_scale + first + n)[None, :]
             s = s * row_scale[:, None] + exact[:, None]
             top = tl.max(s, 1)
             factor = tl.full([BM], 1.0, tl.float32)
@@ -190,7 +190,7 @@ def attend_tile(
         value = tl.load(V + token[:, None] * v_stride_s + d[None, :])
         acc = tl.dot(p.to(value.dtype), value, acc * alpha[:, None])
     else:
-        vt = tl.load(v8 + (block.to(tl.int64) * D + d[None, :]) * KEY_BLOCK + n[:, None])
+        vt = tl.load(v8 + block * (D * KEY_BLOCK) + (d[None, :] * KEY_BLOCK + n[:, None]))
         if FP8:
             # P times 2**8 in numerator and denominator: FP8's subnormals are out of the way.
             p = tl.exp2(s * factor[:, None] - (new_max - 8.0)[:, None])
@@ -244,5 +244,5 @@ def attend(
         D=head_dim, QUERY_BLOCK=block[0], KEY_BLOCK=block[1],
         BM=launch.query_tile, BN=launch.key_tile, POOLED=POOLED_TILE,
         QK_BITS=qk_bits, PV_BITS=pv_bits, FP8=fp8 and pv_bits == 8, TAIL=tail,
-        num_warps=launch.num_warps, num_stages=launch.num_stages,
+        num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
     )  # fmt: skip

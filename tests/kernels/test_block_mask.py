@@ -1,0 +1,59 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from paro_attention.kernels import BlockMask
+
+
+@st.composite
+def dense_masks(draw):
+    heads, query_blocks = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    key_blocks = draw(st.integers(1, 70))
+    seed, density = draw(st.integers(0, 2**31)), draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(heads, query_blocks, key_blocks, generator=generator) < density
+    return mask, query_blocks, key_blocks
+
+
+def pack(mask, query_blocks, key_blocks):
+    # 64 x 64 blocks of a length that gives both counts at once needs them equal, so use the sides.
+    tokens = 128 * max(query_blocks, key_blocks)
+    full = torch.zeros(mask.shape[0], tokens // 64, tokens // 64, dtype=torch.bool)
+    full[:, :query_blocks, :key_blocks] = mask
+    return full, BlockMask.from_dense(full, (64, 64), tokens)
+
+
+@given(dense_masks())
+def test_unpacking_gives_the_packed_mask_back(case):
+    full, packed = pack(*case)
+    assert torch.equal(packed.to_dense(), full)
+
+
+@given(dense_masks())
+def test_lists_hold_the_computed_blocks_in_ascending_order(case):
+    full, packed = pack(*case)
+    for head, row in ((0, 0), (full.shape[0] - 1, full.shape[1] - 1)):
+        count = int(packed.kv_num_blocks[head, row])
+        expected = full[head, row].nonzero().flatten().tolist()
+        assert packed.kv_indices[head, row, :count].tolist() == expected
+        assert not packed.kv_indices[head, row, count:].any()
+    assert packed.density() == pytest.approx(full.float().mean().item())
+
+
+def test_the_last_bit_of_a_word_survives_the_sign():
+    mask = torch.zeros(1, 33, 33, dtype=torch.bool)
+    mask[0, 5, 31] = True
+    assert torch.equal(BlockMask.from_dense(mask, (32, 32), 33 * 32).to_dense(), mask)
+
+
+def test_rejects_a_mask_of_another_grid():
+    mask = torch.ones(2, 4, 4, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"mask must be \[H, 5, 3\] for 300 tokens .* got \[2, 4, 4\]"):
+        BlockMask.from_dense(mask, (64, 128), 300)
+
+
+def test_rejects_what_is_not_a_mask():
+    with pytest.raises(TypeError, match=r"torch\.bool, got torch\.float32"):
+        BlockMask.from_dense(torch.ones(1, 2, 2), (64, 64), 128)
+    with pytest.raises(ValueError, match="block must be two of"):
+        BlockMask.from_dense(torch.ones(1, 2, 2, dtype=torch.bool), (48, 64), 128)

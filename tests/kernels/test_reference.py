@@ -1,0 +1,152 @@
+import math
+
+import attention_cases as cases
+import pytest
+import torch
+import torch.nn.functional as F
+from attention_cases import CASES, make_inputs, relative_error
+from paro_attention.kernels import BlockMask, sparse_attention
+from paro_attention.kernels.quantization import hadamard, hadamard_matrix
+
+
+
+def reference(inputs, **options):
+    return sparse_attention(
+        inputs.q, inputs.k, inputs.v, inputs.mask, inputs.permutation, implementation="reference", **options
+    )
+
+
+def naive_attention(inputs, tail):
+    """Row by row from the definition, without any of the reference's code."""
+    batch, heads, tokens, head_dim = inputs.q.shape
+    out = torch.zeros(batch, heads, tokens, head_dim)
+    query_block, key_block = inputs.mask.block
+    for b in range(batch):
+        for h in range(heads):
+            order = inputs.permutation[h].long()
+            q, k, v = (x[b, h][order].double() for x in (inputs.q, inputs.k, inputs.v))
+            for row in range(tokens):
+                keys, values, offsets = [], [], []
+                for block, computed in enumerate(inputs.dense_mask[h, row // query_block].tolist()):
+                    part = slice(block * key_block, min(tokens, (block + 1) * key_block))
+                    if computed:
+                        keys.append(k[part])
+                        values.append(v[part])
+                        offsets.append(torch.zeros(len(k[part]), dtype=torch.double))
+                    elif tail:
+                        keys.append(k[part].mean(0, keepdim=True))
+                        values.append(v[part].mean(0, keepdim=True))
+                        bias = inputs.tail_bias[h].double() + math.log(len(k[part]))
+                        offsets.append(bias[None])
+                if keys:
+                    logits = torch.cat(keys) @ q[row] * head_dim**-0.5 + torch.cat(offsets)
+                    out[b, h, order[row]] = (torch.softmax(logits, 0) @ torch.cat(values)).float()
+    return out
+
+
+@pytest.mark.parametrize("tail", [True, False])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_matches_the_definition(case, tail):
+    inputs = make_inputs(case, torch.float32)
+    got = reference(inputs, tail=tail, tail_bias=inputs.tail_bias)
+    assert relative_error(got, naive_attention(inputs, tail)) < 1e-5
+
+
+def test_density_one_without_reordering_is_dense_attention():
+    case = cases.Case("dense", batch=2, tokens=200, density=1.0)
+    inputs = make_inputs(case, torch.float32)
+    got = sparse_attention(inputs.q, inputs.k, inputs.v, inputs.mask)
+    assert relative_error(got, F.scaled_dot_product_attention(inputs.q, inputs.k, inputs.v)) < 1e-6
+
+
+def test_reordering_alone_changes_nothing():
+    inputs = make_inputs(cases.Case("dense", tokens=300, density=1.0), torch.float32)
+    got = reference(inputs)
+    assert relative_error(got, F.scaled_dot_product_attention(inputs.q, inputs.k, inputs.v)) < 1e-6
+
+
+def test_a_row_with_neither_blocks_nor_tail_is_zero():
+    inputs = make_inputs(cases.Case("empty", tokens=200, empty_row=True), torch.float32)
+    got = reference(inputs, tail=False)
+    rows = inputs.permutation[0, : inputs.mask.block[0]].long()
+    assert not got[0, 0, rows].any()
+    assert torch.isfinite(got).all()
+
+
+def test_the_output_goes_on_without_a_copy():
+    inputs = make_inputs(cases.Case("layout", batch=2, tokens=128), torch.float32)
+    got = reference(inputs)
+    assert got.transpose(1, 2).is_contiguous()
+
+
+# Budgets for normal data against full precision, at density 1: the published relative errors of
+# these formats (8/8 about 0.02-0.04, 4-bit stacks 0.1-0.25 on unstructured data).
+@pytest.mark.parametrize(
+    ("qk_bits", "pv_bits", "pv8", "budget"),
+    [
+        (8, 16, "int8", 0.016),
+        (16, 8, "int8", 0.02),
+        (8, 8, "int8", 0.025),
+        (8, 8, "fp8", 0.045),
+        (4, 16, "int8", 0.18),
+        (16, 4, "int8", 0.15),
+        (4, 4, "int8", 0.23),
+    ],
+)
+def test_low_bits_stay_within_their_budget(qk_bits, pv_bits, pv8, budget):
+    case = cases.Case("budget", heads=2, tokens=1000, head_dim=128, block=(64, 128), density=1.0)
+    inputs = make_inputs(case, torch.float32)
+    got = reference(inputs, qk_bits=qk_bits, pv_bits=pv_bits, pv8=pv8)
+    want = F.scaled_dot_product_attention(inputs.q, inputs.k, inputs.v)
+    assert 0 < relative_error(got, want) < budget
+
+
+def test_eight_bits_ignore_a_large_offset_of_all_keys():
+    inputs = make_inputs(cases.Case("offset", tokens=256, density=1.0), torch.float32)
+    shifted = inputs.k + 30.0
+    options = {"qk_bits": 8, "pv_bits": 16, "implementation": "reference"}
+    plain = sparse_attention(inputs.q, inputs.k, inputs.v, inputs.mask, inputs.permutation, **options)
+    offset = sparse_attention(inputs.q, shifted, inputs.v, inputs.mask, inputs.permutation, **options)
+    assert relative_error(offset, plain) < 2e-3
+
+
+def test_hadamard_is_orthonormal_and_equals_its_matrix():
+    x = torch.randn(5, 128)
+    assert torch.allclose(hadamard(hadamard(x)), x, atol=1e-5)
+    matrix = hadamard_matrix(128, x.device, torch.float32)
+    assert torch.allclose(x @ matrix * 128**-0.5, hadamard(x), atol=1e-4)
+    with pytest.raises(ValueError, match="power of two"):
+        hadamard(torch.randn(2, 96))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"qk_bits": 6}, ValueError, r"qk_bits must be one of \(16, 8, 4\), got 6"),
+        ({"pv_bits": 3}, ValueError, r"pv_bits must be one of .* got 3"),
+        ({"implementation": "cuda"}, ValueError, "implementation must be one of"),
+        ({"pv8": "e5m2"}, ValueError, "pv8 must be one of"),
+        ({"k": torch.zeros(1, 2, 100, 64)}, ValueError, r"k must have q's shape \[1, 2, 128, 64\]"),
+        ({"v": torch.zeros(1, 2, 128, 64, dtype=torch.float16)}, TypeError, "v must have q's dtype"),
+        ({"q": torch.zeros(128, 64)}, ValueError, r"q must be \[B, H, S, D\], got \[128, 64\]"),
+        ({"tail_bias": torch.zeros(3)}, ValueError, r"tail_bias must be float32 \[2\]"),
+        ({"permutation": torch.zeros(2, 5, dtype=torch.int32)}, ValueError, "permutation must be int32"),
+        ({"order_of_head": torch.zeros(9, dtype=torch.int32)}, ValueError, r"order_of_head must be int32 \[2\]"),
+        (
+            {"mask": BlockMask.from_dense(torch.ones(2, 4, 4, dtype=torch.bool), (64, 64), 256)},
+            ValueError,
+            "mask must be for 2 heads and 128 tokens as q is, got a mask for 2 heads and 256 tokens",
+        ),
+    ],
+)
+def test_bad_input_names_both_sides(change, error, message):
+    arguments = {name: torch.zeros(1, 2, 128, 64) for name in ("q", "k", "v")}
+    arguments["mask"] = BlockMask.from_dense(torch.ones(2, 2, 2, dtype=torch.bool), (64, 64), 128)
+    with pytest.raises(error, match=message):
+        sparse_attention(**(arguments | change))
+
+
+def test_insisting_on_triton_where_it_cannot_run_says_why():
+    inputs = make_inputs(cases.Case("float32", tokens=128), torch.float32)
+    with pytest.raises(RuntimeError, match="float16 or bfloat16, not float32"):
+        sparse_attention(inputs.q, inputs.k, inputs.v, inputs.mask, implementation="triton")

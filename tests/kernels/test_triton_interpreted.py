@@ -1,0 +1,78 @@
+"""The Triton kernels on CPU tensors, through Triton's interpreter, against the reference.
+
+float16 only: the interpreter multiplies bfloat16 wrongly, and loses a carry when it rounds to FP8;
+both are covered by the GPU tests.
+"""
+
+import os
+
+import pytest
+import torch
+from attention_cases import CASES, make_inputs, relative_error
+from paro_attention.kernels import sparse_attention, unavailable_reason
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1" or unavailable_reason("cpu") is not None,
+    reason="needs Triton under TRITON_INTERPRET=1 (set where there is no GPU)",
+)
+# 16 bits: float16 rounding of P. Low bits: a value on a rounding boundary may fall either way, which
+# moves it by one level, so the tolerance grows with the level.
+TOLERANCE = {16: 1e-3, 8: 2e-3, 4: 2.5e-2}
+
+
+def both(inputs, **options):
+    arguments = (inputs.q, inputs.k, inputs.v, inputs.mask, inputs.permutation)
+    options = {"tail_bias": inputs.tail_bias, "pv8": "int8"} | options
+    return (
+        sparse_attention(*arguments, implementation="triton", **options),
+        sparse_attention(*arguments, implementation="reference", **options),
+    )
+
+
+@pytest.mark.parametrize("tail", [True, False])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_eight_bits_equal_the_reference(case, tail):
+    got, want = both(make_inputs(case, torch.float16), qk_bits=8, pv_bits=8, tail=tail)
+    assert relative_error(got, want) < TOLERANCE[8]
+
+
+@pytest.mark.parametrize("pv_bits", [16, 8, 4])
+@pytest.mark.parametrize("qk_bits", [16, 8, 4])
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], CASES[7]], ids=lambda case: case.name)
+def test_every_pair_of_bits_equals_the_reference(case, qk_bits, pv_bits):
+    got, want = both(make_inputs(case, torch.float16), qk_bits=qk_bits, pv_bits=pv_bits)
+    assert relative_error(got, want) < TOLERANCE[min(qk_bits, pv_bits)]
+
+
+def test_heads_may_share_an_order():
+    inputs = make_inputs(CASES[1], torch.float16)
+    orders = inputs.permutation[:1]
+    shared = torch.zeros(2, dtype=torch.int32)
+    arguments = (inputs.q, inputs.k, inputs.v, inputs.mask)
+    got = sparse_attention(*arguments, orders, shared, implementation="triton")
+    want = sparse_attention(*arguments, orders.expand(2, -1), implementation="triton")
+    assert torch.equal(got, want)
+
+
+def test_every_row_is_written_once():
+    inputs = make_inputs(CASES[1], torch.float16)
+    ones = torch.ones_like(inputs.v)
+    got = sparse_attention(inputs.q, inputs.k, ones, inputs.mask, inputs.permutation, implementation="triton")
+    assert torch.allclose(got.float(), torch.ones(()), atol=2e-3)
+
+
+def test_the_custom_op_has_a_fake_of_the_same_layout():
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    inputs = make_inputs(CASES[0], torch.float16)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        q = mode.from_tensor(inputs.q)
+        fake = torch.ops.paro_attention.block_sparse_attention(
+            q, q, q, inputs.permutation, inputs.permutation[0, :1], inputs.mask.kv_num_blocks,
+            inputs.mask.kv_indices, inputs.mask.computed_bits, inputs.tail_bias,
+            64, 64, 8, 8, False, True, 0.125,
+        )  # fmt: skip
+    real, _ = both(inputs, qk_bits=8, pv_bits=8)
+    assert fake.shape == real.shape
+    assert fake.stride() == real.stride()
+    assert fake.dtype == real.dtype
