@@ -35,9 +35,7 @@ def compare_images(a: Tensor, b: Tensor) -> Comparison:
     """Compare two IMAGE batches [F, H, W, C] in 0..1."""
     a, b = a[..., :3].float(), b[..., :3].float()
     _require_same_shape("images", a, b)
-    return Comparison(
-        "images", psnr_db(a, b), ssim(a, b), cosine_similarity(a, b), tuple(a.shape)
-    )
+    return Comparison("images", psnr_db(a, b), ssim(a, b), cosine_similarity(a, b), tuple(a.shape))
 
 
 def compare_latents(a: Tensor, b: Tensor) -> Comparison:

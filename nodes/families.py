@@ -51,7 +51,8 @@ class Family:
 def _patch_grid(model: Any, x: Tensor) -> Grid:
     """Grid of a model that cuts [B, C, F, H, W] into patches and pads the rest of the last one."""
     frames, height, width = (
-        -(-int(size) // int(patch)) for size, patch in zip(x.shape[2:], model.patch_size, strict=True)
+        -(-int(size) // int(patch))
+        for size, patch in zip(x.shape[2:], model.patch_size, strict=True)
     )
     return frames, height, width
 

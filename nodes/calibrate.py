@@ -1,0 +1,226 @@
+"""Calibrate PARO: make a plan for the user's model on the user's prompts."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.samplers
+from comfy_api.latest import io, ui
+from torch import Tensor
+
+from ..calibration import save_plan
+from . import host_ui, plan_folder
+from .calibration_run import (
+    CalibrationResult,
+    CalibrationSettings,
+    Conditioning,
+    calibrate,
+    with_text,
+)
+from .families import FAMILIES, find_family
+from .load import PlanType
+from .report_picture import draw_report, head_panel
+
+logger = logging.getLogger("paro_attention")
+
+LAST_STEP = 10_000
+
+
+def report_picture(result: CalibrationResult, density: float) -> Tensor:
+    """IMAGE [1, H, W, 3]: block mass of a few heads before and after reordering."""
+    block = tuple(result.plan.block)
+    panels = [
+        head_panel(
+            sample, result.grid, result.plan.orders[sample.layer][sample.head], (block[0], block[1])
+        )
+        for sample in result.samples
+    ]
+    sigma = result.samples[0].sigma if result.samples else 0.0
+    return draw_report(
+        panels,
+        f"PARO calibration: {result.plan.identity.description}",
+        f"attention of {result.grid} tokens in blocks of {block[0]} x {block[1]}, at noise level "
+        f"{sigma:.2f}; bright = much attention",
+        density,
+    )
+
+
+class ParoCalibrate(io.ComfyNode):
+    """Runs the model on prompts, records its attention, writes the plan."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host_ui.schema(
+            node_id="ParoCalibrate",
+            display_name="Calibrate PARO",
+            category="PARO",
+            description="Samples the model on your prompts, looks at its attention, and writes a "
+            "plan to models/paro that Load PARO uses. Needed once per model; sampler, steps, "
+            "resolution and LoRAs may change afterwards.",
+            search_aliases=["paro", "sparse attention", "calibrate", "plan"],
+            inputs=[
+                io.Model.Input("model", tooltip="With its shift and LoRAs, without Load PARO."),
+                io.String.Input(
+                    "name", default="my-model",
+                    tooltip="The plan is written to models/paro/<name>.safetensors; one of that "
+                    "name is replaced when the calibration is complete.",
+                ),
+                io.Latent.Input("latent", tooltip="Empty latent of the size that you sample at."),
+                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
+                             control_after_generate=False),
+                io.Int.Input("steps", default=20, min=1, max=1000,
+                             tooltip="As you sample: 20 (recommended); 4-8 with a few-step LoRA."),
+                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1,
+                               tooltip="As you sample."),
+                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
+                               default="euler", tooltip="As you sample."),
+                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
+                               default="simple", tooltip="As you sample."),
+                io.Float.Input(
+                    "density", default=0.3, min=0.05, max=1.0, step=0.01, **host_ui.slider(),
+                    tooltip="The density at which token orders are chosen. The plan serves every "
+                    "density; 0.3 is recommended.",
+                ),
+                host_ui.advanced(
+                    io.Int, "noise_bands", default=4, min=1, max=8,
+                    tooltip="Noise levels that get a mask of their own. 4 recommended.",
+                ),
+                host_ui.advanced(
+                    io.Combo, "orders", options=["tiles", "axes", "fhw"], default="tiles",
+                    tooltip="Token orders to choose from: 3-D tiles and the six axis orders "
+                    "(recommended), the axis orders alone, or none.",
+                ),
+                host_ui.advanced(
+                    io.Combo, "choice", options=["output_error", "block_mass", "paper_metric"],
+                    default="output_error",
+                    tooltip="How a head's order is chosen: by the error of its output "
+                    "(recommended), by the attention kept, or by the two metrics of the "
+                    "PAROAttention paper.",
+                ),
+                host_ui.advanced(
+                    io.Int, "start_at_step", default=0, min=0, max=LAST_STEP,
+                    tooltip="First step to record. For Wan 2.2's low-noise expert: the step at "
+                    "which it takes over, with the high-noise expert in earlier_model.",
+                ),
+                host_ui.advanced(
+                    io.Int, "end_at_step", default=LAST_STEP, min=1, max=LAST_STEP,
+                    tooltip="Step to stop at. For Wan 2.2's high-noise expert: the step at which "
+                    "the other one takes over.",
+                ),
+                io.Conditioning.Input(
+                    "positive", optional=True,
+                    tooltip="A prompt to calibrate on. Its start image or clip vision is used with "
+                    "the lines of prompts as well.",
+                ),
+                io.Conditioning.Input("negative", optional=True,
+                                      tooltip="As you sample; left out: zeros."),
+                io.Clip.Input("clip", optional=True, tooltip="Encodes the lines of prompts."),
+                io.String.Input(
+                    "prompts", default="", multiline=True, optional=True,
+                    tooltip="One prompt a line, each a sampling run. 2 to 4 different ones are "
+                    "recommended, of the kind that you make.",
+                ),
+                io.Model.Input(
+                    "earlier_model", optional=True,
+                    tooltip="Samples the steps before start_at_step: Wan 2.2's high-noise expert.",
+                ),
+            ],
+            outputs=[
+                PlanType.Output("paro_plan", display_name="paro_plan"),
+                io.Latent.Output("last_latent", display_name="latent",
+                                 tooltip="The last run's video, so that it is not lost."),
+                io.Image.Output("report", display_name="report",
+                                tooltip="Attention before and after reordering."),
+                io.String.Output("file", display_name="file"),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        name: str,
+        latent: dict[str, Any],
+        seed: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        density: float,
+        noise_bands: int,
+        orders: str,
+        choice: str,
+        start_at_step: int,
+        end_at_step: int,
+        positive: Conditioning | None = None,
+        negative: Conditioning | None = None,
+        clip: Any | None = None,
+        prompts: str = "",
+        earlier_model: Any | None = None,
+    ) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id
+        diffusion_model = model.get_model_object("diffusion_model")
+        if find_family(diffusion_model) is None:
+            served = ", ".join(family.name for family in FAMILIES)
+            raise ValueError(
+                f"Calibrate PARO does not serve {type(diffusion_model).__name__} yet; it serves "
+                f"{served}"
+            )
+        path = plan_folder.new_plan_path(name)
+        settings = CalibrationSettings(
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            sampler_name=sampler_name,
+            scheduler=scheduler,
+            start_step=start_at_step,
+            end_step=end_at_step,
+            density=density,
+            noise_bands=noise_bands,
+            orders=orders,
+            choice=choice,
+        )
+        result = calibrate(
+            model,
+            cls._conditionings(positive, clip, prompts),
+            negative,
+            latent,
+            settings,
+            earlier_model=earlier_model,
+            node_id=node_id,
+            tell=lambda text: host_ui.tell(text, node_id),
+        )
+        picture = report_picture(result, density)
+        save_plan(result.plan, path)
+        file = plan_folder.relative_name(path)
+        summary = (
+            f"wrote {file}: {result.runs} runs, grid {result.grid}, "
+            f"{path.stat().st_size / 1e6:.1f} MB, {result.seconds:.0f} s"
+        )
+        host_ui.tell(summary, node_id)
+        shown = {**ui.PreviewImage(picture, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()}
+        last = {key: value for key, value in latent.items() if key != "noise_mask"}
+        last["samples"] = result.latent
+        return io.NodeOutput(result.plan, last, picture, file, ui=shown)
+
+    @staticmethod
+    def _conditionings(
+        positive: Conditioning | None, clip: Any | None, prompts: str
+    ) -> list[Conditioning]:
+        """The prompts to sample: the connected one, then one a line."""
+        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+        if lines and clip is None:
+            raise ValueError("connect clip: it encodes the lines of prompts")
+        found = [positive] if positive is not None else []
+        for line in lines:
+            text = clip.encode_from_tokens_scheduled(clip.tokenize(line))  # type: ignore[union-attr]
+            found.append(with_text(positive, text))
+        if not found:
+            raise ValueError(
+                "Calibrate PARO needs at least one prompt: connect positive, or connect clip and "
+                "write prompts, one a line"
+            )
+        return found

@@ -1,0 +1,285 @@
+"""One calibration: real sampling runs of the user's model, watched by a recorder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..calibration import ModelIdentity, NoiseBands, Plan, Recorder, TokenGrid
+from . import attention_hook
+from .families import find_family
+from .model_identity import identify
+from .preview import MAX_SIDE, preview_picture
+from .recording import RecordingHandler
+from .report_picture import HeadSample
+
+logger = logging.getLogger("paro_attention")
+
+Conditioning = list[list[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationSettings:
+    """How to sample and what to record.
+
+    Attributes:
+        seed, steps, cfg, sampler_name, scheduler: as in ComfyUI's KSampler.
+        start_step, end_step: the steps that are recorded; earlier ones are sampled by
+            `earlier_model`, later ones are not sampled.
+        density: at which orders are chosen and tails are fitted.
+        noise_bands: number of bands over the recorded steps.
+        orders: "tiles", "axes" or "fhw".
+        choice: how the order of a head is chosen.
+    """
+
+    seed: int
+    steps: int
+    cfg: float
+    sampler_name: str
+    scheduler: str
+    start_step: int
+    end_step: int
+    density: float
+    noise_bands: int
+    orders: str
+    choice: str
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationResult:
+    """What a calibration gives.
+
+    Attributes:
+        plan: the plan, not yet written.
+        latent: the last run's samples.
+        grid: token grid of the runs.
+        samples: q and k of a few heads at mid-noise, for the report.
+        seconds: duration of the runs and the fit.
+        runs: sampling runs.
+    """
+
+    plan: Plan
+    latent: Tensor
+    grid: TokenGrid
+    samples: list[HeadSample]
+    seconds: float
+    runs: int
+
+
+def zero_negative(positive: Conditioning) -> Conditioning:
+    """An empty negative for a positive: the same shapes, all zeros."""
+    result = []
+    for cond, extras in positive:
+        extras = dict(extras)
+        if isinstance(extras.get("pooled_output"), Tensor):
+            extras["pooled_output"] = torch.zeros_like(extras["pooled_output"])
+        result.append([torch.zeros_like(cond), extras])
+    return result
+
+
+def with_text(base: Conditioning | None, text: Conditioning) -> Conditioning:
+    """A prompt's conditioning with what else the base carries (start image, clip vision)."""
+    if not base:
+        return text
+    extras = {k: v for k, v in base[0][1].items() if k != "pooled_output"}
+    return [[cond, {**extras, **own}] for cond, own in text]
+
+
+def calibrate(
+    model: Any,
+    prompts: list[Conditioning],
+    negative: Conditioning | None,
+    latent: dict[str, Any],
+    settings: CalibrationSettings,
+    *,
+    earlier_model: Any | None = None,
+    node_id: str | None = None,
+    tell: Callable[[str], None] = logger.info,
+) -> CalibrationResult:
+    """Sample every prompt with dense attention and fit a plan to what was recorded.
+
+    Args:
+        model: ComfyUI ModelPatcher of a served family.
+        prompts: one conditioning per prompt, at least one; each is sampled with its own seed.
+        negative: for all runs; zeros where None.
+        latent: ComfyUI LATENT to start from.
+        settings: see there.
+        earlier_model: samples the steps before `settings.start_step` (the other Wan 2.2 expert);
+            the model itself where None.
+        node_id: for the counters.
+        tell: shows a line of text to the user.
+
+    Returns:
+        The plan and what belongs to it. Nothing is written.
+
+    Raises:
+        ValueError: no prompt, no steps, or a model that is not served.
+        Exception: an interrupt or an error of the sampler passes through.
+    """
+    if not prompts:
+        raise ValueError("calibration needs at least one prompt, got none")
+    started = time.monotonic()
+    identity = identify(model)
+    clean = attention_hook.uninstall(model)
+    image = comfy.sample.fix_empty_latent_channels(clean, latent["samples"])
+    grid = _token_grid(clean, image)
+    sigmas = _recorded_sigmas(clean, settings)
+    handler = RecordingHandler(node_id, _report_heads(identity))
+    handler.grid = grid
+    recorder = Recorder(
+        grid,
+        layers=identity.layers,
+        heads=identity.heads,
+        head_dim=identity.head_dim,
+        schedule=sigmas,
+        bands=NoiseBands.from_schedule(sigmas, count=settings.noise_bands),
+        orders=settings.orders,
+        choice=settings.choice,
+        density=settings.density,
+        prompts=len(prompts),
+    )
+    watched = attention_hook.install(clean, handler)
+    runs = recorder.runs_needed
+    first_stage = settings.start_step > 0
+    steps_per_run = len(sigmas) + settings.start_step
+    progress = comfy.utils.ProgressBar(runs * steps_per_run)
+    samples = image
+    for run in range(runs):
+        index = run % len(prompts)
+        tell(f"calibrating, run {run + 1} of {runs}, grid {grid}")
+        recorder.begin_prompt(run)
+        handler.recorder = recorder
+        base = run * steps_per_run
+
+        def show(step: int, x0: Tensor, _x: Tensor, _total: int, base: int = base) -> None:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            picture = _picture(clean, x0)
+            preview = None if picture is None else ("JPEG", picture, MAX_SIDE)
+            progress.update_absolute(base + step + 1, runs * steps_per_run, preview)
+
+        def show_second(step: int, x0: Tensor, x: Tensor, total: int, show: Any = show) -> None:
+            show(step + settings.start_step, x0, x, total)
+
+        conditions = (prompts[index], negative or zero_negative(prompts[index]))
+        seed = settings.seed + run
+        noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
+        start = image
+        if first_stage:
+            start = _sample(
+                earlier_model or clean, settings, conditions, noise, start, seed, show, latent,
+                last_step=settings.start_step,
+            )  # fmt: skip
+            noise = torch.zeros_like(noise)
+        samples = _sample(
+            watched, settings, conditions, noise, start, seed,
+            show_second if first_stage else show, latent,
+            start_step=settings.start_step, last_step=settings.end_step,
+            disable_noise=first_stage,
+        )  # fmt: skip
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    tell("calibrating: choosing token orders and fitting tails")
+    plan = recorder.finish(identity, note=_note(settings, len(prompts)))
+    comfy.model_management.throw_exception_if_processing_interrupted()
+    kept = [handler.kept[key] for key in sorted(handler.kept)]
+    return CalibrationResult(plan, samples, grid, kept, time.monotonic() - started, runs)
+
+
+def _sample(
+    model: Any,
+    settings: CalibrationSettings,
+    conditions: tuple[Conditioning, Conditioning],
+    noise: Tensor,
+    start: Tensor,
+    seed: int,
+    callback: Callable,
+    latent: dict[str, Any],
+    *,
+    start_step: int | None = None,
+    last_step: int | None = None,
+    disable_noise: bool = False,
+) -> Tensor:
+    positive, negative = conditions
+    return comfy.sample.sample(
+        model,
+        noise,
+        settings.steps,
+        settings.cfg,
+        settings.sampler_name,
+        settings.scheduler,
+        positive,
+        negative,
+        start,
+        denoise=1.0,
+        disable_noise=disable_noise,
+        start_step=start_step,
+        last_step=last_step,
+        force_full_denoise=False,
+        noise_mask=latent.get("noise_mask"),
+        callback=callback,
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+
+
+def _recorded_sigmas(model: Any, settings: CalibrationSettings) -> list[float]:
+    """The noise levels of the recorded steps, without the one they end at."""
+    sampler = comfy.samplers.KSampler(
+        model,
+        steps=settings.steps,
+        device=model.load_device,
+        sampler=settings.sampler_name,
+        scheduler=settings.scheduler,
+        denoise=1.0,
+        model_options=model.model_options,
+    )
+    sigmas = [float(s) for s in sampler.sigmas]
+    recorded = sigmas[settings.start_step : min(settings.end_step, len(sigmas) - 1)]
+    if not recorded:
+        raise ValueError(
+            f"start_at_step must lie before end_at_step and before the last of {len(sigmas) - 1} "
+            f"steps, got {settings.start_step} and {settings.end_step}"
+        )
+    return recorded
+
+
+def _token_grid(model: Any, image: Tensor) -> TokenGrid:
+    diffusion_model = model.get_model_object("diffusion_model")
+    family = find_family(diffusion_model)
+    if family is None:
+        raise ValueError(f"{type(diffusion_model).__name__} is not served yet")
+    return TokenGrid(*family.grid(getattr(diffusion_model, "_orig_mod", diffusion_model), image))
+
+
+def _report_heads(identity: ModelIdentity) -> list[tuple[int, int]]:
+    """Four heads spread over the depth of the model, different ones as far as there are."""
+    layers = sorted({round(identity.layers * part) for part in (0.1, 0.35, 0.6, 0.85)})
+    layers = [min(layer, identity.layers - 1) for layer in layers]
+    pairs = [(layer, (3 * i + 1) % identity.heads) for i, layer in enumerate(layers)]
+    return sorted(set(pairs))
+
+
+def _picture(model: Any, x0: Tensor) -> Image.Image | None:
+    """A preview must never stop a calibration."""
+    try:
+        return preview_picture(model, x0)
+    except (RuntimeError, ValueError, TypeError):
+        logger.debug("no preview", exc_info=True)
+        return None
+
+
+def _note(settings: CalibrationSettings, prompts: int) -> str:
+    return (
+        f"{prompts} prompts, {settings.steps} steps of {settings.sampler_name}/"
+        f"{settings.scheduler}, cfg {settings.cfg:g}, seed {settings.seed}"
+    )

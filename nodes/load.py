@@ -1,0 +1,187 @@
+"""Load PARO: put a plan on a model."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+
+from ..calibration import Plan, PlanMismatchError, RuntimeOptions, load_plan
+from ..kernels import unavailable_reason
+from . import attention_hook, host_ui, plan_folder
+from .families import FAMILIES, find_family
+from .layer_list import parse_layers
+from .model_identity import as_seen_by_plan, identify
+from .sparse_session import SparseSession
+
+PlanType = io.Custom("PARO_PLAN")
+AUTO = "auto"
+BITS = ["16", "8", "4"]
+
+
+def newest_matching_plan(model: Any) -> Path:
+    """The newest plan in models/paro that was made from this model's architecture.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    identity = identify(model)
+    paths = [plan_folder.plan_path(name) for name in plan_folder.plan_names()]
+    for path in sorted(paths, key=lambda p: p.stat().st_mtime_ns, reverse=True):
+        try:
+            load_plan(path).check_model(identity)
+        except (PlanMismatchError, ValueError, OSError):
+            continue
+        return path
+    raise FileNotFoundError(
+        f"none of the {len(paths)} plans in models/{plan_folder.FOLDER} was made from this model "
+        f"({identity.description}); run Calibrate PARO on it first"
+    )
+
+
+def unserved_reason(model: Any) -> str | None:
+    """Why this model or this machine runs dense whatever the plan says, or None."""
+    diffusion_model = model.get_model_object("diffusion_model")
+    family = find_family(diffusion_model)
+    if family is None:
+        served = ", ".join(f.name for f in FAMILIES)
+        return f"{type(diffusion_model).__name__} is not served yet (served: {served})"
+    device = comfy.model_management.get_torch_device()
+    if device.type == "cpu":
+        return None
+    head_dim = family.attention_shape(diffusion_model)[2]
+    dtype = compute_dtype(model)
+    return unavailable_reason(device, dtype if dtype != torch.float32 else None, head_dim)
+
+
+def compute_dtype(model: Any) -> torch.dtype | None:
+    """The dtype that attention will see."""
+    inner = model.model
+    dtype = getattr(inner, "manual_cast_dtype", None)
+    return dtype if dtype is not None else getattr(inner.diffusion_model, "dtype", None)
+
+
+class ParoLoad(io.ComfyNode):
+    """MODEL + plan -> MODEL with sparse low-bit attention."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return host_ui.schema(
+            node_id="ParoLoad",
+            display_name="Load PARO",
+            category="PARO",
+            description="Makes the model's visual attention sparse and low-bit, as a plan from "
+            "Calibrate PARO says. Lower density is faster and further from the dense picture.",
+            search_aliases=["paro", "sparse attention", "speed up", "fast", "int8 attention"],
+            inputs=[
+                io.Model.Input("model"),
+                io.Combo.Input(
+                    "plan",
+                    options=[AUTO, *plan_folder.plan_names()],
+                    default=AUTO,
+                    tooltip="A file of models/paro. auto takes the newest one that was made from "
+                    "this model's architecture. Not used where paro_plan is connected.",
+                ),
+                io.Float.Input(
+                    "density", default=0.3, min=0.05, max=1.0, step=0.01, **host_ui.slider(),
+                    tooltip="Share of the attention blocks that are computed, as an average over "
+                    "steps. 0.5 stays close to the dense picture, 0.3 (recommended) is a good "
+                    "middle, 0.2 is fast. 1 computes everything.",
+                ),
+                io.Combo.Input(
+                    "qk_bits", options=BITS, default="8",
+                    tooltip="Precision of query x key. 8 (recommended); 16 is exact. 4 is faster "
+                    "only on cards with 4-bit units, elsewhere it shows 4-bit quality at 8-bit "
+                    "speed.",
+                ),
+                io.Combo.Input(
+                    "pv_bits", options=BITS, default="8",
+                    tooltip="Precision of probability x value. 8 (recommended); 16 is exact.",
+                ),
+                io.Float.Input(
+                    "warmup", default=0.15, min=0.0, max=1.0, step=0.01,
+                    tooltip="Share of the steps at the start that run dense. The first steps lay "
+                    "out the picture: 0.15 (recommended) keeps the composition, 0 is fastest. "
+                    "Ignored when a run continues an earlier one (second expert, partial denoise).",
+                ),
+                host_ui.advanced(
+                    io.String, "dense_layers", default="",
+                    tooltip="Layers that stay dense, for example 0,1,-1 or 0-3. Empty "
+                    "(recommended) for none.",
+                ),
+                host_ui.advanced(
+                    io.Int, "min_tokens", default=4096, min=0, max=1_000_000,
+                    tooltip="Runs with fewer visual tokens stay dense: below about 4096 attention "
+                    "is not what takes the time. 0 for the demo model.",
+                ),
+                host_ui.advanced(
+                    io.Combo, "on_unsupported", options=["dense", "error"], default="dense",
+                    tooltip="What to do where the model or the card is not served: run ComfyUI's "
+                    "own attention and say so, or stop.",
+                ),
+                PlanType.Input(
+                    "paro_plan", optional=True,
+                    tooltip="A plan straight from Calibrate PARO; used instead of the file.",
+                ),
+            ],
+            outputs=[io.Model.Output("patched", display_name="model")],
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
+
+    @classmethod
+    def fingerprint_inputs(cls, plan: str = AUTO, **_values: Any) -> str:
+        """Changes when the plan file is written again under the same name."""
+        names = plan_folder.plan_names() if plan == AUTO else [plan]
+        return ";".join(plan_folder.stamp(plan_folder.plan_path(name)) for name in names)
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        plan: str,
+        density: float,
+        qk_bits: str,
+        pv_bits: str,
+        warmup: float,
+        dense_layers: str,
+        min_tokens: int,
+        on_unsupported: str,
+        paro_plan: Plan | None = None,
+    ) -> io.NodeOutput:
+        node_id = cls.hidden.unique_id
+        reason = unserved_reason(model)
+        if reason is not None:
+            if on_unsupported == "error":
+                raise RuntimeError(f"PARO cannot run here: {reason}")
+            host_ui.tell(f"runs dense: {reason}", node_id, logging.WARNING)
+            return io.NodeOutput(attention_hook.uninstall(model))
+        if paro_plan is not None:
+            chosen, name = paro_plan, "the connected plan"
+        else:
+            path = newest_matching_plan(model) if plan == AUTO else plan_folder.plan_path(plan)
+            chosen, name = load_plan(path), path.name
+        identity = as_seen_by_plan(identify(model), chosen.identity)
+        for warning in chosen.check_model(identity):
+            host_ui.tell(warning, node_id, logging.WARNING)
+        options = RuntimeOptions(
+            density=density,
+            qk_bits=int(qk_bits),
+            pv_bits=int(pv_bits),
+            warmup=warmup,
+            dense_layers=parse_layers(dense_layers, identity.layers),
+        )
+        session = SparseSession(
+            chosen,
+            options,
+            min_tokens=min_tokens,
+            on_unsupported=on_unsupported,
+            node_id=node_id,
+        )
+        logging.getLogger("paro_attention").info(
+            "PARO: %s on %s, density %.2f", name, identity.description, density
+        )
+        return io.NodeOutput(attention_hook.install(model, session))

@@ -1,0 +1,184 @@
+"""What stands in front of the host's attention after Load PARO: the plan at work."""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..calibration import Plan, PlanRuntime, RuntimeOptions, TokenGrid
+from ..kernels import unavailable_reason
+from . import host_ui
+from .attention_call import VisualCall
+from .run_stats import RunStats
+
+logger = logging.getLogger("paro_attention")
+
+KEPT_RUNTIMES = 3
+"""Grids and devices whose masks are kept; context windows use several in one run."""
+CONTINUED_BELOW = 0.95
+"""A run that starts below this share of sigma_max continues an earlier one (Wan 2.2's second
+expert, a partial denoise): the picture is laid out already, so that it needs no warm-up."""
+
+_compiled: set[tuple[Any, ...]] = set()
+
+
+class SparseSession:
+    """Runs the calls that the plan covers, and says why the others run dense.
+
+    Args:
+        plan: matches the model (checked before).
+        options: what the user asked for.
+        min_tokens: grids with fewer visual tokens run dense.
+        on_unsupported: "dense" or "error", for what the kernels cannot serve.
+        node_id: where to show text.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        options: RuntimeOptions,
+        *,
+        min_tokens: int,
+        on_unsupported: str,
+        node_id: str | None,
+    ):
+        self._plan = plan
+        self._asked = options
+        self._options = options
+        self._min_tokens = min_tokens
+        self._on_unsupported = on_unsupported
+        self._node_id = node_id
+        self._runtimes: OrderedDict[tuple[Any, ...], PlanRuntime] = OrderedDict()
+        self._densities: dict[tuple[Any, ...], float] = {}
+        self._failed_layers: set[int] = set()
+        self._sigmas: list[float] = []
+        self._announced: set[str] = set()
+        self._stats: RunStats | None = None
+
+    def begin_run(self, sigmas: list[float], model: Any) -> None:
+        """Start counting, and read off the schedule how much of it is warm-up."""
+        self._stats = self._new_stats()
+        self._failed_layers.clear()
+        self._sigmas = sigmas
+        sigma_max = float(model.get_model_object("model_sampling").sigma_max)
+        continued = bool(sigmas) and sigmas[0] < CONTINUED_BELOW * sigma_max
+        self._options = replace(self._asked, warmup=0.0) if continued else self._asked
+        for key, runtime in self._runtimes.items():
+            if sigmas and key[-1] == self._options.warmup:
+                runtime.begin_run(sigmas)
+        self._densities.clear()
+
+    def end_run(self, failed: bool) -> None:
+        """Log and publish the summary of the run."""
+        stats, self._stats = self._stats, None
+        if stats is None:
+            return
+        stats.publish(failed)
+        if stats.calls:
+            host_ui.tell(stats.line(), self._node_id)
+
+    def begin_forward(self) -> None:
+        """Count a forward; a sampler that bypasses ComfyUI's own run is counted from here."""
+        if self._stats is None:
+            self._stats = self._new_stats()
+        self._stats.forwards += 1
+
+    def cannot_serve(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
+        """Why the kernels cannot run this; on a CPU the PyTorch reference serves everything."""
+        if device.type == "cpu":
+            return None
+        reason = unavailable_reason(device, dtype, head_dim)
+        if reason is not None and self._on_unsupported == "error":
+            raise RuntimeError(f"PARO cannot run here: {reason}")
+        return reason
+
+    def attend(self, call: VisualCall) -> Tensor | str:
+        """The sparse attention of this call, or why it runs dense."""
+        tokens = call.q.shape[2]
+        if tokens < self._min_tokens:
+            return f"fewer than {self._min_tokens} tokens"
+        if call.layer in self._failed_layers:
+            return "the kernel failed in this layer"
+        sigma = call.sigma
+        runtime = self._runtime(call)
+        reason = runtime.is_dense(call.layer, sigma)
+        if reason is not None:
+            return reason
+        self._announce_compilation(call)
+        try:
+            out = runtime.attention(call.layer, sigma, call.q, call.k, call.v)
+        except torch.OutOfMemoryError:
+            raise  # ComfyUI frees memory and tells the user
+        except Exception as error:
+            if self._on_unsupported == "error" or call.q.device.type == "cpu":
+                raise
+            self._failed_layers.add(call.layer)
+            host_ui.tell(
+                f"layer {call.layer} runs dense, its kernel failed on "
+                f"{tuple(call.q.shape)} {call.q.dtype}: {error}",
+                self._node_id,
+                logging.WARNING,
+            )
+            logger.debug("the kernel's error", exc_info=True)
+            return "the kernel failed in this layer"
+        stats = self._stats
+        if stats is not None:
+            stats.handled += 1
+            stats.density_sum += self._density(runtime, call.layer, sigma)
+            stats.kernel = stats.kernel or self._kernel_name(call.q.device)
+            stats.details = stats.details or runtime.describe()
+        return out
+
+    def declined(self, reason: str) -> None:
+        """Count a call that ran dense, and log each reason once."""
+        if self._stats is not None:
+            self._stats.count_dense(reason)
+        if reason not in self._announced:
+            self._announced.add(reason)
+            logger.info("PARO: runs dense: %s", reason)
+
+    def _new_stats(self) -> RunStats:
+        return RunStats(node=str(self._node_id), kind="load")
+
+    def _runtime(self, call: VisualCall) -> PlanRuntime:
+        key = (call.grid, call.q.device, self._options.warmup)
+        runtime = self._runtimes.get(key)
+        if runtime is None:
+            grid = TokenGrid(*call.grid)
+            runtime = PlanRuntime(self._plan, grid, self._options, call.q.device)
+            runtime.begin_run(self._sigmas or [call.sigma])
+            self._runtimes[key] = runtime
+            logger.info("PARO: %s", runtime.describe())
+            while len(self._runtimes) > KEPT_RUNTIMES:
+                self._runtimes.popitem(last=False)
+        self._runtimes.move_to_end(key)
+        return runtime
+
+    def _density(self, runtime: PlanRuntime, layer: int, sigma: float) -> float:
+        key = (id(runtime), layer, sigma)
+        density = self._densities.get(key)
+        if density is None:
+            density = self._densities[key] = runtime.mask(layer, sigma).density()
+        return density
+
+    def _announce_compilation(self, call: VisualCall) -> None:
+        kind = (
+            call.q.device, call.q.dtype, call.q.shape[-1],
+            self._options.qk_bits, self._options.pv_bits, self._options.tail,
+        )  # fmt: skip
+        if call.q.device.type != "cuda" or kind in _compiled:
+            return
+        _compiled.add(kind)
+        host_ui.tell(
+            "the first run on this card compiles the kernels (under 20 seconds, kept on disk)",
+            self._node_id,
+        )
+
+    def _kernel_name(self, device: torch.device) -> str:
+        where = "reference on CPU" if device.type == "cpu" else "Triton"
+        return f"QK {self._options.qk_bits} bits, PV {self._options.pv_bits} bits, {where}"

@@ -1,0 +1,304 @@
+"""Real ComfyUI hosts for the tests: each is started once and spoken to over its HTTP API."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from paro_attention.demo.wan import WanConfig, WanModel
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+START_SECONDS = 90
+RUN_SECONDS = 120
+CONTEXT_ROWS = 16
+
+# A pack of the tests' own, for what ComfyUI has no node for.
+TEST_PACK = '''
+import torch
+
+class Conditioning:
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"seed": ("INT", {"default": 0}), "clip_vision": ("BOOLEAN",)}}
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "test"
+
+    def make(self, seed, clip_vision):
+        generator = torch.Generator().manual_seed(seed)
+        extras = {"pooled_output": None}
+        if clip_vision:
+            class Output:
+                penultimate_hidden_states = torch.randn(1, 257, 1280, generator=generator)
+            extras["clip_vision_output"] = Output()
+        return ([[torch.randn(1, ROWS, 4096, generator=generator), extras]],)
+
+class Override:
+    """An attention override of somebody else's, that chains or replaces."""
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"model": ("MODEL",), "factor": ("FLOAT", {"default": 1.0})}}
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "patch", "test"
+
+    def patch(self, model, factor):
+        def override(func, *args, **kwargs):
+            return func(*args, **kwargs) * factor
+        model = model.clone()
+        model.model_options["transformer_options"]["optimized_attention_override"] = override
+        return (model,)
+
+class OtherDiT:
+    """A diffusion transformer of a family that is not served."""
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {}}
+    RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "make", "test"
+
+    def make(self):
+        import comfy.model_management, comfy.model_patcher, comfy.supported_models
+        config = comfy.supported_models.LTXV({
+            "image_model": "ltxv", "num_layers": 2, "attention_head_dim": 32,
+            "num_attention_heads": 2, "cross_attention_dim": 64, "caption_channels": 4096})
+        config.set_inference_dtype(torch.float32, None)
+        torch.manual_seed(0)
+        model = config.get_model({}, "", device="cpu")
+        model.diffusion_model.to(torch.float32)
+        for parameter in model.diffusion_model.parameters():
+            torch.nn.init.normal_(parameter, std=0.05)
+        cpu = torch.device("cpu")
+        return (comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu),)
+
+NODE_CLASS_MAPPINGS = {
+    "TestConditioning": Conditioning, "TestOverride": Override, "TestOtherDiT": OtherDiT}
+'''.replace("ROWS", str(CONTEXT_ROWS))
+
+
+def wan_weights(seed: int, *, layers: int = 2, channels: int = 16, image: bool = False) -> dict:
+    """Random weights of a tiny Wan model under the original key names: 2 heads of 128."""
+    generator = torch.Generator().manual_seed(seed)
+    config = WanConfig(dim=256, ffn_dim=256, layers=layers, channels=channels)
+    weights: dict[str, Tensor] = dict(WanModel(config).state_dict())
+    if image:
+        weights["patch_embedding.weight"] = torch.empty(256, 36, 1, 2, 2)
+        for name, shape in {
+            "img_emb.proj.0.weight": (1280,),
+            "img_emb.proj.0.bias": (1280,),
+            "img_emb.proj.1.weight": (1280, 1280),
+            "img_emb.proj.1.bias": (1280,),
+            "img_emb.proj.3.weight": (256, 1280),
+            "img_emb.proj.3.bias": (256,),
+            "img_emb.proj.4.weight": (256,),
+            "img_emb.proj.4.bias": (256,),
+        }.items():
+            weights[name] = torch.empty(shape)
+        for layer in range(layers):
+            prefix = f"blocks.{layer}.cross_attn."
+            for name in ("k_img", "v_img"):
+                weights[f"{prefix}{name}.weight"] = torch.empty(256, 256)
+                weights[f"{prefix}{name}.bias"] = torch.empty(256)
+            weights[f"{prefix}norm_k_img.weight"] = torch.empty(256)
+    for name, value in weights.items():
+        noise = torch.randn(value.shape, generator=generator)
+        if value.ndim > 1:
+            fan_in = max(1, value[0].numel())
+            scale = 0.5 if "modulation" in name else fan_in**-0.5
+            weights[name] = noise * scale
+        else:
+            is_norm = "norm" in name or "img_emb.proj.0" in name or "img_emb.proj.4" in name
+            weights[name] = 0.1 * noise + float(is_norm and name.endswith("weight"))
+    return weights
+
+
+MODELS = {
+    "t2v": lambda: wan_weights(1),
+    "t2v-other-weights": lambda: wan_weights(2),
+    "t2v-three-layers": lambda: wan_weights(3, layers=3),
+    "i2v": lambda: wan_weights(4, image=True),
+    "wan22-5b": lambda: wan_weights(5, channels=48),
+}
+
+
+def find_hosts() -> list[Path]:
+    """ComfyUI checkouts: COMFYUI_PATH, the usual places, or the one this pack lies in."""
+    named = os.environ.get("COMFYUI_PATH")
+    if named:
+        candidates = [Path(p) for p in named.split(os.pathsep) if p]
+    else:
+        home = Path.home() / "comfy"
+        candidates = [home / "ComfyUI", home / "ComfyUI-0.3.64"]
+        candidates += [p.parent for p in ROOT.parents if p.name == "custom_nodes"]
+    return [p.resolve() for p in candidates if (p / "main.py").is_file() and (p / "comfy").is_dir()]
+
+
+HOSTS = find_hosts()
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What became of a prompt.
+
+    Attributes:
+        outputs: node id -> what the node showed.
+        error: what ComfyUI reports of the node that failed, None if none did.
+        interrupted: the prompt was interrupted.
+        cached: ids of the nodes whose outputs were taken from the cache.
+        stats: what /paro/stats gained by this prompt.
+    """
+
+    outputs: dict[str, Any]
+    error: dict[str, Any] | None
+    interrupted: bool
+    cached: frozenset[str]
+    stats: list[dict[str, Any]]
+
+    @property
+    def message(self) -> str:
+        """The error's text, empty if there was none."""
+        return self.error["exception_message"] if self.error else ""
+
+
+class ComfyHost:
+    """A running ComfyUI with this pack, the tests' pack and the tiny models."""
+
+    def __init__(self, checkout: Path, base: Path):
+        self.checkout = checkout
+        self.base = base
+        python = checkout / ".venv" / "bin" / "python"
+        self.python = str(python) if python.is_file() else sys.executable
+        packs = base / "custom_nodes"
+        (packs / "test_nodes").mkdir(parents=True)
+        (packs / "test_nodes" / "__init__.py").write_text(TEST_PACK)
+        (packs / "paro-attention").symlink_to(ROOT, target_is_directory=True)
+        models = base / "models" / "diffusion_models"
+        models.mkdir(parents=True)
+        for name, make in MODELS.items():
+            save_file(make(), models / f"{name}.safetensors")
+        self.plans = base / "models" / "paro"
+        self.log = base / "host.log"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        environment |= {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+        command = [
+            self.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
+            "--disable-auto-launch", "--disable-api-nodes", "--disable-metadata",
+            "--database-url", "sqlite:///:memory:", "--base-directory", str(self.base),
+        ]  # fmt: skip
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command, cwd=self.checkout, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self._process.poll() is not None:
+                break
+            try:
+                self.get("/system_stats")
+                return
+            except (urllib.error.URLError, ConnectionError, TimeoutError):
+                time.sleep(0.2)
+        self.stop()
+        raise RuntimeError(f"{self.checkout.name} did not start:\n{self.log_text()[-4000:]}")
+
+    def stop(self) -> None:
+        """End the server."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+
+    def log_text(self) -> str:
+        """Everything the server printed."""
+        return self.log.read_text(errors="replace")
+
+    def get(self, path: str) -> Any:
+        """GET, JSON decoded."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as reply:
+            return json.loads(reply.read() or b"null")
+
+    def post(self, path: str, data: dict[str, Any] | None = None) -> Any:
+        """POST JSON, JSON decoded; an HTTP error raises with the server's text."""
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            json.dumps(data or {}).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=30) as reply:
+                return json.loads(reply.read() or b"null")
+        except urllib.error.HTTPError as error:
+            raise ValueError(f"HTTP {error.code}: {error.read().decode()}") from error
+
+    def forget(self) -> None:
+        """Drop cached node outputs and loaded models."""
+        self.post("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(0.3)
+
+    def submit(self, graph: dict[str, Any]) -> str:
+        """Queue a prompt, return its id."""
+        return self.post("/prompt", {"prompt": graph})["prompt_id"]
+
+    def wait(self, prompt_id: str, seen: int = 0) -> Run:
+        """Wait for a queued prompt."""
+        deadline = time.monotonic() + RUN_SECONDS
+        while time.monotonic() < deadline:
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
+            if entry is not None:
+                messages = dict(entry["status"]["messages"])
+                return Run(
+                    outputs=entry["outputs"],
+                    error=messages.get("execution_error"),
+                    interrupted="execution_interrupted" in messages,
+                    cached=frozenset(messages.get("execution_cached", {}).get("nodes", [])),
+                    stats=self.get("/paro/stats")[seen:],
+                )
+            time.sleep(0.05)
+        raise TimeoutError(f"prompt ran over {RUN_SECONDS} s:\n{self.log_text()[-3000:]}")
+
+    def run(self, graph: dict[str, Any]) -> Run:
+        """Queue a prompt and wait for it."""
+        seen = len(self.get("/paro/stats"))
+        return self.wait(self.submit(graph), seen)
+
+    def latent(self, run: Run, node: str = "save") -> Tensor:
+        """The tensor that a SaveLatent node of a run wrote."""
+        assert run.error is None, run.error
+        saved = run.outputs[node]["latents"][0]
+        path = self.base / "output" / saved["subfolder"] / saved["filename"]
+        return load_file(path)["latent_tensor"]
+
+
+@pytest.fixture(
+    scope="session",
+    params=HOSTS or [None],
+    ids=lambda path: path.name if path else "no-ComfyUI",
+)
+def host(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+    """Each ComfyUI found, running."""
+    if request.param is None:
+        pytest.skip("no ComfyUI found; set COMFYUI_PATH to one or more checkouts")
+    running = ComfyHost(request.param, tmp_path_factory.mktemp("base"))
+    running.start()
+    yield running
+    running.stop()
