@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -125,7 +126,7 @@ def sample(
             raise ValueError(f"{name} must have 1 or {len(seeds)} rows, got {rows.shape[0]}")
     x = seeded_noise(shape, seeds).to(next(model.parameters()).device)
     sigmas = shifted_sigmas(steps, shift)
-    for step, (sigma, following) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+    for step, (sigma, following) in enumerate(pairwise(sigmas)):
         velocity = guided_velocity(model, x, sigma, context, negative, cfg, attention)
         x = x + (following - sigma) * velocity
         if on_step is not None:

@@ -1,4 +1,4 @@
-"""Procedural training clips: a moving camera over a texture, moving objects that occlude each other.
+"""Procedural training clips: a camera over a texture, moving objects that occlude each other.
 
 Everything is drawn with batched tensor operations on one device and no host synchronisation, so a
 batch costs a few milliseconds on a GPU. Pictures are laid out in units where the frame spans -1..1

@@ -33,6 +33,7 @@ Grid = tuple[int, int, int]
 WORD_DROPOUT = 0.05
 PROMPT_DROPOUT = 0.1
 FLOAT8_FROM = 0.8  # part of the schedule after which the model sees rounded weights
+WARM_UP_STEPS = 60
 REPORT_SECONDS = 10.0
 CHECKPOINT_SECONDS = 120.0
 FINISH_SECONDS = 6.0  # kept for the last validation and writing the file
@@ -64,6 +65,49 @@ class Workers:
     count: int
     device: torch.device
     control: dist.ProcessGroup | None  # carries the clock between hosts, never on the GPU's queue
+
+
+@dataclass(slots=True)
+class Clock:
+    """Where a schedule that is driven by time stands, over one or more processes.
+
+    Attributes:
+        seconds: length of the whole schedule, start-up and the final validation included.
+        run_seconds: length of this process.
+        process_start: ``time.monotonic()`` when this process started.
+        loop_start: the same when its training loop started.
+        wall_before, trained_before: seconds of earlier processes, in all and in their loops.
+        step: steps taken.
+    """
+
+    seconds: float
+    run_seconds: float
+    process_start: float
+    loop_start: float
+    wall_before: float = 0.0
+    trained_before: float = 0.0
+    step: int = 0
+
+    def wall(self) -> float:
+        """Seconds of all processes."""
+        return self.wall_before + time.monotonic() - self.process_start
+
+    def trained(self) -> float:
+        """Seconds of all training loops."""
+        return self.trained_before + time.monotonic() - self.loop_start
+
+    def progress(self) -> float:
+        """0..1 through the schedule; start-up time is not part of it."""
+        lost = self.wall() - self.trained()
+        return min(1.0, self.trained() / max(1.0, self.seconds - FINISH_SECONDS - lost))
+
+    def finished(self) -> bool:
+        """Whether the schedule is through."""
+        return self.wall() >= self.seconds - FINISH_SECONDS
+
+    def paused(self) -> bool:
+        """Whether this process has to stop."""
+        return time.monotonic() - self.process_start >= self.run_seconds - FINISH_SECONDS
 
 
 def start_workers(device_name: str) -> Workers:
@@ -121,9 +165,9 @@ def choose_attention(workers: Workers, heads: int, batch: int) -> str:
     return f"{name} (flash {flash_ms:.1f} ms, cudnn {cudnn_ms:.1f} ms, agree: {agrees})"
 
 
-def learning_factor(progress: float) -> float:
-    """Warm-up over the first 2 %, then level to 35 %, then straight down to 0."""
-    return min(1.0, progress / 0.02 + 0.02, max(0.0, (1 - progress) / 0.65))
+def learning_factor(progress: float, step: int) -> float:
+    """Warm-up over the first steps, then level to 35 % of the schedule, then straight down to 0."""
+    return min(1.0, (step + 1) / WARM_UP_STEPS, max(0.0, (1 - progress) / 0.65))
 
 
 def choose_grid(stages: Sequence[Stage], progress: float, step: int) -> Grid:
@@ -189,10 +233,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def save_checkpoint(path: Path, trainer: FlatTrainer, step: int, trained: float) -> None:
+def save_checkpoint(path: Path, trainer: FlatTrainer, clock: Clock) -> None:
     """Write progress, whole or not at all."""
     temporary = path.with_name(path.name + ".tmp")
-    torch.save({"trainer": trainer.state(), "step": step, "trained": trained}, temporary)
+    wall, trained = clock.wall(), clock.trained()
+    state = {"trainer": trainer.state(), "step": clock.step, "wall": wall, "trained": trained}
+    torch.save(state, temporary)
     os.replace(temporary, path)
 
 
@@ -259,29 +305,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         warm_up(task, list(sizes.items()))
     trainer.gradient.zero_()
 
-    step, trained_before = 0, 0.0
+    clock = Clock(options.seconds, options.run_seconds, process_start, time.monotonic())
     if options.resume and options.checkpoint.exists():
         saved = torch.load(options.checkpoint, map_location=device, weights_only=True)
         trainer.restore(saved["trainer"])
-        step, trained_before = saved["step"], saved["trained"]
-    first_step = step
-    start_up = time.monotonic() - process_start
+        clock.step, clock.wall_before = saved["step"], saved["wall"]
+        clock.trained_before = saved["trained"]
     if lead:
         print(
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters on "
-            f"{workers.count} x {_device_name(device)}, batches {sizes}, start-up {start_up:.1f} s, "
-            f"from step {step} ({trained_before:.0f} s trained)",
+            f"{workers.count} x {_device_name(device)}, batches {sizes}, start-up "
+            f"{time.monotonic() - process_start:.1f} s, from step {clock.step} "
+            f"({clock.trained_before:.0f} s trained)",
             flush=True,
         )
-    step = train(options, workers, task, trainer, stages, sizes, step, trained_before, process_start)
-    trained = trained_before + time.monotonic() - process_start
-    finished = trained + FINISH_SECONDS >= options.seconds - 1
+    clock.loop_start = time.monotonic()
+    finished = train(options, workers, task, trainer, stages, sizes, clock)
     if lead and options.checkpoint is not None:
-        save_checkpoint(options.checkpoint, trainer, step, trained)
+        save_checkpoint(options.checkpoint, trainer, clock)
     if lead and not finished:
-        print(f"paused at step {step}; go on with --resume", flush=True)
-    if finished and lead:
-        finish(options, workers, task, trainer, sizes, step, step - first_step, trained)
+        print(f"paused at step {clock.step}; go on with --resume", flush=True)
+    if lead and finished:
+        finish(options, workers, task, trainer, sizes, clock)
     if workers.count > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -294,39 +339,34 @@ def train(
     trainer: FlatTrainer,
     stages: Sequence[Stage],
     sizes: dict[Grid, int],
-    step: int,
-    trained_before: float,
-    process_start: float,
-) -> int:
-    """The training loop; returns the step it stopped at."""
+    clock: Clock,
+) -> bool:
+    """The training loop; returns whether the schedule is through (else the process has to stop)."""
     device, lead = workers.device, workers.rank == 0
-    budget = min(options.seconds - trained_before, options.run_seconds) - FINISH_SECONDS
-    loss_start = time.monotonic()
-    last_report = last_save = loss_start
-    last_step, clips = step, 0
+    last_report = last_save = time.monotonic()
+    last_step, clips = clock.step, 0
     sums = {grid: torch.zeros(2, device=device) for grid in sizes}
-    norm = torch.zeros((), device=device)
     events: list[torch.cuda.Event] = []
     while True:
-        now = time.monotonic()
-        clock = torch.tensor([now - process_start, 0.0], dtype=torch.float64)
+        # One process's clock decides for all, or they would disagree on grids and on the end.
+        now = torch.tensor([clock.progress(), clock.finished(), clock.paused()])
         if workers.control is not None:
-            dist.broadcast(clock, 0, group=workers.control)
-        elapsed = clock[0].item()
-        if elapsed >= budget:
-            return step
-        progress = min(1.0, (trained_before + elapsed) / (options.seconds - FINISH_SECONDS))
-        grid = choose_grid(stages, progress, step)
-        seed = (options.seed * 1_000_003 + step) * 64 + workers.rank
+            dist.broadcast(now, 0, group=workers.control)
+        progress, finished, paused = now.tolist()
+        if finished or paused:
+            return bool(finished)
+        grid = choose_grid(stages, progress, clock.step)
+        seed = (options.seed * 1_000_003 + clock.step) * 64 + workers.rank
         loss = task.loss(grid, sizes[grid], seed)
         loss.backward()
         if workers.count > 1:
             dist.all_reduce(trainer.gradient)
             trainer.gradient.div_(workers.count)
-        norm = trainer.step(learning_factor(progress), float8=progress >= FLOAT8_FROM)
+        factor = learning_factor(progress, clock.step)
+        norm = trainer.step(factor, float8=progress >= FLOAT8_FROM)
         sums[grid][0] += loss.detach()
         sums[grid][1] += 1
-        step += 1
+        clock.step += 1
         clips += sizes[grid] * workers.count
         if device.type == "cuda":
             # Stay at most two steps ahead of the GPU, or the clock would run ahead of the work.
@@ -335,23 +375,22 @@ def train(
             events.append(event)
             if len(events) > 2:
                 events.pop(0).synchronize()
-        if lead and now - last_report >= REPORT_SECONDS:
+        since = time.monotonic() - last_report
+        if lead and since >= REPORT_SECONDS:
             losses = ", ".join(
-                f"{'x'.join(map(str, g))}: {(s[0] / s[1]).item():.4f}"
-                for g, s in sums.items()
-                if s[1].item() > 0
+                f"{_name(g)}: {(s[0] / s[1]).item():.4f}" for g, s in sums.items() if s[1].item()
             )
-            rate = (step - last_step) / (now - last_report)
             print(
-                f"{elapsed:6.0f} s step {step} ({rate:.2f}/s, {clips / (now - last_report):.0f} "
-                f"clips/s) progress {progress:.3f} loss {losses} norm {norm.item():.3f}",
+                f"{clock.wall():6.0f} s step {clock.step} ({(clock.step - last_step) / since:.2f}"
+                f"/s, {clips / since:.0f} clips/s) progress {progress:.3f} loss {losses} "
+                f"norm {norm.item():.3f}",
                 flush=True,
             )
             for total in sums.values():
                 total.zero_()
-            last_report, last_step, clips = time.monotonic(), step, 0
-        if lead and options.checkpoint is not None and now - last_save >= CHECKPOINT_SECONDS:
-            save_checkpoint(options.checkpoint, trainer, step, trained_before + elapsed)
+            last_report, last_step, clips = time.monotonic(), clock.step, 0
+        if lead and options.checkpoint and time.monotonic() - last_save >= CHECKPOINT_SECONDS:
+            save_checkpoint(options.checkpoint, trainer, clock)
             last_save = time.monotonic()
 
 
@@ -361,9 +400,7 @@ def finish(
     task: Task,
     trainer: FlatTrainer,
     sizes: dict[Grid, int],
-    step: int,
-    steps_here: int,
-    trained: float,
+    clock: Clock,
 ) -> None:
     """Validate the last weights and their average as float8, and write the better one."""
     candidates = {"last": trainer.master, "average": trainer.average}
@@ -371,18 +408,16 @@ def finish(
     for name, source in candidates.items():
         trainer.publish(float8=True, source=source)
         losses[name] = {
-            "x".join(map(str, grid)): round(validation_loss(task, grid, batch), 5)
+            _name(grid): round(validation_loss(task, grid, batch), 5)
             for grid, batch in sizes.items()
         }
     best = min(losses, key=lambda name: sum(losses[name].values()))
     training = {
         "device": f"{workers.count} x {_device_name(task.device)}",
         "torch": torch.__version__,
-        "seconds": round(trained, 1),
-        "steps": step,
-        "clips_per_step": {
-            "x".join(map(str, grid)): size * workers.count for grid, size in sizes.items()
-        },
+        "seconds": round(clock.trained(), 1),
+        "steps": clock.step,
+        "clips_per_step": {_name(grid): size * workers.count for grid, size in sizes.items()},
         "validation_loss": losses[best],
         "weights": best,
         "settings": asdict(trainer.settings),
@@ -397,7 +432,11 @@ def finish(
     save_model(options.out, trainer, candidates[best], metadata)
     print(f"validation loss as float8: {losses}", flush=True)
     size = options.out.stat().st_size / 1e6
-    print(f"wrote {options.out} ({size:.1f} MB, {best} weights, step {step}, {steps_here} here)")
+    print(f"wrote {options.out} ({size:.1f} MB, {best} weights, step {clock.step})")
+
+
+def _name(grid: Grid) -> str:
+    return "x".join(map(str, grid))
 
 
 def _device_name(device: torch.device) -> str:

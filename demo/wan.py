@@ -116,9 +116,7 @@ class SelfAttention(nn.Module):
         self.norm_q = nn.RMSNorm(dim, eps=config.eps)
         self.norm_k = nn.RMSNorm(dim, eps=config.eps)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Callable[..., Tensor]) -> Tensor:
         """``[B, S, C]`` -> ``[B, S, C]``; ``attend`` maps q, k, v ``[B, H, S, D]`` to the same."""
         shape = (*x.shape[:2], self.heads, -1)
         q = rotate(self.norm_q(self.q(x)).view(shape), cos, sin).transpose(1, 2)
@@ -330,7 +328,9 @@ def load_demo_model(
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         config = WanConfig.from_state_dict(state)
     except Exception as error:
-        raise RuntimeError(f"{path} is not a readable demo model ({error}); run demo/train.py")
+        raise RuntimeError(
+            f"{path} must be a demo model, got {error}; make it with python -m demo.train"
+        ) from error
     model = WanModel(config)
     model.load_state_dict({key: value.to(torch.float32) for key, value in state.items()})
     return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
