@@ -80,7 +80,7 @@ class HostCall:
         """Bind a call; keyword arguments that this pack does not know are ignored."""
         names = ("q", "k", "v", "heads", "mask", "attn_precision", "skip_reshape",
                  "skip_output_reshape")  # fmt: skip
-        values = dict(zip(names, args, strict=False))
+        values: dict[str, Any] = dict(zip(names, args, strict=False))
         values.update({k: v for k, v in kwargs.items() if k in cls.__dataclass_fields__})
         return cls(**values)
 

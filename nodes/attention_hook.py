@@ -101,7 +101,7 @@ def uninstall(model: Any) -> Any:
     for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.OUTER_SAMPLE):
         clone.remove_wrappers_with_key(kind, STATE_KEY)
     options = dict(clone.model_options.get("transformer_options", {}))
-    override = options.get(OVERRIDE_KEY)
+    override: Any = options.get(OVERRIDE_KEY)
     if hasattr(override, "paro_handler"):
         previous = override.paro_previous
         if previous is None:
@@ -144,7 +144,7 @@ def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable
         options = kwargs.get("transformer_options")
         if options is None:
             options = next((a for a in args if isinstance(a, dict) and "sigmas" in a), None)
-        x = args[0] if args else kwargs.get("x")
+        x: Any = args[0] if args else kwargs.get("x")
         if options is None or not isinstance(x, Tensor):
             return executor(*args, **kwargs)
         handler.begin_forward()

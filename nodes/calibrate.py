@@ -32,7 +32,10 @@ def report_picture(result: CalibrationResult, density: float) -> Tensor:
     block = tuple(result.plan.block)
     panels = [
         head_panel(
-            sample, result.grid, result.plan.orders[sample.layer][sample.head], (block[0], block[1])
+            sample,
+            result.grid,
+            result.plan.order_names(sample.layer)[sample.head],
+            (block[0], block[1]),
         )
         for sample in result.samples
     ]

@@ -123,8 +123,8 @@ class ParoCompare(io.ComfyNode):
             a, b = latent_a["samples"], latent_b["samples"]
             results.append(compare_latents(a, b))
             if picture is None:
-                frames = latent_picture(torch.cat([a, b])).chunk(2)
-                picture = difference_picture(*frames, gain)
+                left, right = latent_picture(torch.cat([a, b])).chunk(2)
+                picture = difference_picture(left, right, gain)
         if not results or picture is None:
             raise ValueError(
                 "PARO Compare needs a pair: connect images_a and images_b, or latent_a and latent_b"

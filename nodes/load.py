@@ -15,7 +15,7 @@ from ..kernels import unavailable_reason
 from . import attention_hook, host_ui, plan_folder
 from .families import FAMILIES, find_family
 from .layer_list import parse_layers
-from .model_identity import as_seen_by_plan, identify
+from .model_identity import check_plan, identify
 from .sparse_session import SparseSession
 
 PlanType = io.Custom("PARO_PLAN")
@@ -33,7 +33,7 @@ def newest_matching_plan(model: Any) -> Path:
     paths = [plan_folder.plan_path(name) for name in plan_folder.plan_names()]
     for path in sorted(paths, key=lambda p: p.stat().st_mtime_ns, reverse=True):
         try:
-            load_plan(path).check_model(identity)
+            check_plan(load_plan(path), identity)
         except (PlanMismatchError, ValueError, OSError):
             continue
         return path
@@ -164,8 +164,8 @@ class ParoLoad(io.ComfyNode):
         else:
             path = newest_matching_plan(model) if plan == AUTO else plan_folder.plan_path(plan)
             chosen, name = load_plan(path), path.name
-        identity = as_seen_by_plan(identify(model), chosen.identity)
-        for warning in chosen.check_model(identity):
+        identity = identify(model)
+        for warning in check_plan(chosen, identity):
             host_ui.tell(warning, node_id, logging.WARNING)
         options = RuntimeOptions(
             density=density,

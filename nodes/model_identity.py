@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..calibration import ModelIdentity
+from ..calibration import ModelIdentity, Plan
 from .families import Family, find_family
 
 logger = logging.getLogger("paro_attention")
@@ -60,12 +60,10 @@ def identify(model: Any) -> ModelIdentity:
     config |= {"class": type(diffusion_model).__name__, "family": family.name}
     config |= {"layers": layers, "heads": heads, "head_dim": head_dim}
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
-    kind = config.get("model_type")
-    in_dim = config.get("in_dim")
-    description = f"{family.name} {type(diffusion_model).__name__}"
-    description += f" {kind}" if kind else ""
-    description += f", {layers} layers x {heads} heads x {head_dim}"
-    description += f", {in_dim} input channels" if in_dim else ""
+    parts = [family.name, str(config.get("model_type", "")), f"({config['class']})"]
+    description = " ".join(filter(None, parts))
+    if "in_dim" in config:
+        description += f", {config['in_dim']} input channels"
     return ModelIdentity(
         architecture=digest,
         weights=norm_fingerprint(diffusion_model, family),
@@ -109,7 +107,7 @@ def weight_distance(a: str, b: str) -> float | None:
 
     Returns:
         0 where the dtypes explain the difference, the relative distance otherwise, None where a
-        fingerprint is missing or of another form.
+        fingerprint is not known.
     """
     read_a, read_b = _read(a), _read(b)
     if read_a is None or read_b is None:
@@ -121,12 +119,22 @@ def weight_distance(a: str, b: str) -> float | None:
     return 0.0 if distance <= 3 * rounding + 1e-5 else distance
 
 
-def as_seen_by_plan(identity: ModelIdentity, planned: ModelIdentity) -> ModelIdentity:
-    """The identity with the plan's own fingerprint where rounding alone tells the two apart."""
+def check_plan(plan: Plan, identity: ModelIdentity) -> list[str]:
+    """Warnings about using this plan on this model; empty where they belong together.
+
+    Raises:
+        PlanMismatchError: another architecture.
+    """
+    planned = plan.identity
+    warnings = plan.check_model(replace(identity, weights=planned.weights))
     distance = weight_distance(identity.weights, planned.weights)
-    if distance is None and _UNKNOWN in (identity.weights, planned.weights):
-        distance = 0.0
-    return replace(identity, weights=planned.weights) if distance == 0.0 else identity
+    if distance:
+        warnings.append(
+            f"the plan was calibrated on other weights of {planned.description}: the attention "
+            f"norms differ by {distance:.1%}. Another finetune, or the other Wan 2.2 expert? "
+            "Calibrate this model for the best result"
+        )
+    return warnings
 
 
 def _read(fingerprint: str) -> tuple[str, np.ndarray] | None:

@@ -17,10 +17,9 @@ from typing import Any
 
 import pytest
 import torch
+from paro_attention.demo.wan import WanConfig, WanModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-
-from paro_attention.demo.wan import WanConfig, WanModel
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 90
@@ -81,8 +80,19 @@ class OtherDiT:
         cpu = torch.device("cpu")
         return (comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu),)
 
+class Latent:
+    @classmethod
+    def INPUT_TYPES(cls):
+        sizes = ("channels", "frames", "height", "width")
+        return {"required": {name: ("INT", {"default": 1}) for name in sizes}}
+    RETURN_TYPES, FUNCTION, CATEGORY = ("LATENT",), "make", "test"
+
+    def make(self, channels, frames, height, width):
+        return ({"samples": torch.zeros(1, channels, frames, height, width)},)
+
 NODE_CLASS_MAPPINGS = {
-    "TestConditioning": Conditioning, "TestOverride": Override, "TestOtherDiT": OtherDiT}
+    "TestConditioning": Conditioning, "TestOverride": Override, "TestOtherDiT": OtherDiT,
+    "TestLatent": Latent}
 '''.replace("ROWS", str(CONTEXT_ROWS))
 
 
@@ -236,6 +246,11 @@ class ComfyHost:
         """GET, JSON decoded."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as reply:
             return json.loads(reply.read() or b"null")
+
+    def get_text(self, path: str) -> str:
+        """GET, as text."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=30) as reply:
+            return reply.read().decode()
 
     def post(self, path: str, data: dict[str, Any] | None = None) -> Any:
         """POST JSON, JSON decoded; an HTTP error raises with the server's text."""

@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-
 from paro_attention.nodes.attention_call import (
     CROSS_ATTENTION,
     STATE_KEY,
@@ -25,6 +23,7 @@ from paro_attention.nodes.attention_hook import (
 )
 from paro_attention.nodes.families import WAN, find_family
 from paro_attention.nodes.layer_list import parse_layers
+from torch import Tensor, nn
 
 B, H, D = 2, 3, 8
 GRID = (2, 4, 3)
