@@ -1,7 +1,7 @@
 """Training weights of the demo model in flat buffers: master copy, averages, float8, Muon and Adam.
 
-All parameters live in a few contiguous buffers, so that averaging, float8 rounding, clipping and the
-gradient exchange between GPUs are one operation each. Hidden matrices of equal shape lie side by
+All parameters live in a few contiguous buffers, so that averaging, float8 rounding, clipping and
+the gradient exchange between GPUs are one operation each. Hidden matrices of equal shape lie side by
 side and are updated with Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural
 networks", 2024) as one batch, scaled to Adam's update size (Liu et al., "Muon is Scalable for LLM
 Training", arXiv 2502.16982, eq. 4); everything else is updated with Adam.
@@ -25,8 +25,8 @@ _TEXT_RATE = 1 / 256
 class OptimizerSettings:
     """Rates are multiplied by the schedule's 0..1 factor at each step."""
 
-    muon_rate: float = 3e-3
-    adam_rate: float = 1.5e-3
+    muon_rate: float = 4e-3
+    adam_rate: float = 2e-3
     muon_momentum: float = 0.95
     adam_betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.02
