@@ -1,0 +1,62 @@
+"""From block mass to the blocks that are computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .block_layout import block_count, diagonal
+from .metrics import ranking_score
+
+
+def forced_blocks(
+    tokens: int, block: tuple[int, int], dense_tokens: int = 0, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Blocks that every mask keeps: the diagonal, and all rows and columns of non-grid tokens.
+
+    Args:
+        tokens: length of the whole sequence.
+        block: (query, key) tokens of a block.
+        dense_tokens: non-grid tokens, which stand at the end of every order.
+
+    Returns:
+        bool [Qb, KVb].
+    """
+    query_blocks, key_blocks = (block_count(tokens, side) for side in block)
+    forced = diagonal(query_blocks, key_blocks, block)
+    if dense_tokens:
+        grid_tokens = tokens - dense_tokens
+        forced[grid_tokens // block[0] :] = True
+        forced[:, grid_tokens // block[1] :] = True
+    return forced.to(device)
+
+
+def select_blocks(mass: Tensor, counts: Tensor | list[int], forced: Tensor) -> Tensor:
+    """The blocks of greatest mass of each head, jointly over its rows.
+
+    Every row keeps its best block and every head the forced blocks, even where that is more than
+    the head's count.
+
+    Args:
+        mass: [H, Qb, KVb] predicted or measured block mass, >= 0.
+        counts: blocks to keep in each head.
+        forced: bool [Qb, KVb].
+
+    Returns:
+        bool [H, Qb, KVb].
+    """
+    if len(counts) != mass.shape[0]:
+        raise ValueError(
+            f"counts must have one entry per head ({mass.shape[0]}), got {len(counts)}"
+        )
+    selected = torch.zeros_like(mass, dtype=torch.bool)
+    total = mass.shape[1] * mass.shape[2]
+    # Head by head: the ranks of all heads at once would take 8 bytes a block.
+    for head, wanted in enumerate(counts):
+        ranked = ranking_score(mass[head], forced)
+        keep = min(total, int(wanted))
+        flat = selected[head].view(-1)
+        if keep > 0:
+            flat[ranked.view(-1).topk(keep, sorted=False).indices] = True
+        selected[head] |= torch.isinf(ranked)
+    return selected

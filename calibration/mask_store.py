@@ -1,0 +1,133 @@
+"""Where the packed masks of a run live.
+
+On the CPU a mask is kept as it is. On a GPU one bit per block stays in pinned host memory; the
+lists of one layer at a time are unpacked on the device, those of the next layer on a side stream
+while the current layer computes. Lists of the whole run would take gigabytes, bits do not. Masks of
+small models stay on the device altogether.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..kernels import BlockMask
+
+RESIDENT_BYTES = 128 << 20
+_ELEMENTS_AT_ONCE = 1 << 23
+
+Key = tuple[int, int]  # (layer, noise band)
+
+
+@dataclass(frozen=True, slots=True)
+class _HostMask:
+    bits: Tensor  # int32 [H, Qb, words], pinned
+    width: int  # longest list
+    key_blocks: int
+    block: tuple[int, int]
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Arriving:
+    key: Key
+    mask: BlockMask
+    ready: torch.cuda.Event
+
+
+class MaskStore:
+    """Builds masks on first use and hands them out on the device."""
+
+    def __init__(self, build: Callable[[int, int], BlockMask], device: torch.device) -> None:
+        """Prepares an empty store.
+
+        Args:
+            build: makes the mask of (layer, band) on `device`.
+            device: where masks are wanted.
+        """
+        self._build = build
+        self._device = device
+        self._resident: dict[Key, BlockMask] = {}
+        self._resident_bytes = 0
+        self._host: dict[Key, _HostMask] = {}
+        self._arriving: _Arriving | None = None
+        self._side: torch.cuda.Stream | None = None
+
+    def clear(self) -> None:
+        """Forgets all masks; the next use builds them again."""
+        self._resident.clear()
+        self._resident_bytes = 0
+        self._host.clear()
+        self._arriving = None
+
+    def get(self, layer: int, band: int) -> BlockMask:
+        """The mask on the device, valid on the current stream."""
+        key = (layer, band)
+        if key in self._resident:
+            return self._resident[key]
+        arriving, self._arriving = self._arriving, None
+        if arriving is not None and arriving.key == key:
+            stream = torch.cuda.current_stream(self._device)
+            stream.wait_event(arriving.ready)
+            for tensor in _tensors(arriving.mask):
+                tensor.record_stream(stream)
+            return arriving.mask
+        if key in self._host:
+            return _unpacked(self._host[key], self._device)
+        mask = self._build(layer, band)
+        self._keep(key, mask)
+        return mask
+
+    def prefetch(self, layer: int, band: int) -> None:
+        """Starts bringing a mask that was built before to the device; returns at once."""
+        key = (layer, band)
+        if key not in self._host or (self._arriving is not None and self._arriving.key == key):
+            return
+        if self._side is None:
+            self._side = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(self._side):
+            mask = _unpacked(self._host[key], self._device)
+            ready = torch.cuda.Event()
+            ready.record(self._side)
+        self._arriving = _Arriving(key, mask, ready)
+
+    def _keep(self, key: Key, mask: BlockMask) -> None:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(mask))
+        if self._device.type != "cuda" or self._resident_bytes + size <= RESIDENT_BYTES:
+            self._resident[key] = mask
+            self._resident_bytes += size
+            return
+        bits = torch.empty(
+            mask.computed_bits.shape, dtype=mask.computed_bits.dtype, pin_memory=True
+        )
+        bits.copy_(mask.computed_bits)
+        self._host[key] = _HostMask(
+            bits, mask.kv_indices.shape[-1], mask.num_key_blocks, mask.block, mask.tokens
+        )
+
+
+def _tensors(mask: BlockMask) -> tuple[Tensor, Tensor, Tensor]:
+    return mask.kv_num_blocks, mask.kv_indices, mask.computed_bits
+
+
+def _unpacked(host: _HostMask, device: torch.device) -> BlockMask:
+    """A BlockMask from its bits, without waiting for the device."""
+    bits = host.bits.to(device, non_blocking=True)
+    heads, query_blocks, _ = bits.shape
+    counts = torch.empty(heads, query_blocks, dtype=torch.int32, device=device)
+    # One column more than the longest list: skipped blocks are written there and cut off.
+    indices = torch.zeros(heads, query_blocks, host.width + 1, dtype=torch.int16, device=device)
+    column = torch.arange(host.key_blocks, device=device)
+    together = max(1, _ELEMENTS_AT_ONCE // (query_blocks * host.key_blocks))
+    for start in range(0, heads, together):
+        part = slice(start, start + together)
+        flags = (bits[part][..., column // 32] >> (column % 32).to(torch.int32)) & 1
+        place = flags.cumsum(-1, dtype=torch.int32)
+        counts[part] = place[..., -1]
+        place = torch.where(flags == 1, place - 1, host.width).long()
+        indices[part].scatter_(-1, place, column.to(torch.int16).expand_as(place))
+    lists = indices[..., : host.width].contiguous()
+    return BlockMask(counts, lists, bits, host.block, host.tokens)

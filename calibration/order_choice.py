@@ -1,0 +1,62 @@
+"""Which token order and which tail bias each head gets, from the summed scores of its maps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .order_scores import ENERGY, ERRORS, INCOHERENCE, MAPS, RETAINED, SPARSE
+from .paper_metric import paper_score
+from .tail_bias import TAIL_BIASES
+
+CHOICES = ("output_error", "block_mass", "paper_metric")
+
+
+class OrderChoice(NamedTuple):
+    """The choice of every head.
+
+    Attributes:
+        order: int64 [L, H] index into the candidates.
+        tail_bias: float32 [L, H].
+        error: float32 [L, H, O] relative output error of each candidate at its best bias.
+    """
+
+    order: Tensor
+    tail_bias: Tensor
+    error: Tensor
+
+
+def choose_orders(scores: Tensor, choice: str, alpha: float) -> OrderChoice:
+    """The best candidate of every head.
+
+    Args:
+        scores: [L, H, O, SCORE_COLUMNS], summed over the maps of the choosing prompt.
+        choice: "output_error" (least error of the attention output with the pooled tail),
+            "block_mass" (most mass kept at the target density) or "paper_metric".
+        alpha: the paper metric's weight of sparsity against quantisation.
+
+    Raises:
+        ValueError: an unknown choice, or a head of which no map was recorded.
+    """
+    if choice not in CHOICES:
+        raise ValueError(f"choice must be one of {', '.join(CHOICES)}, got {choice!r}")
+    maps = scores[..., MAPS]
+    if bool((maps == 0).any()):
+        missing = (maps == 0).flatten(1).any(1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"every layer must be recorded before orders are chosen, got no maps of {missing}"
+        )
+    by_bias = scores[..., ERRORS] / scores[..., ENERGY, None].clamp_min(1e-30)
+    error = by_bias.amin(-1).sqrt()
+    if choice == "output_error":
+        order = error.argmin(-1)
+    elif choice == "block_mass":
+        order = scores[..., RETAINED].argmax(-1)
+    else:
+        sparse, incoherence = scores[..., SPARSE] / maps, scores[..., INCOHERENCE] / maps
+        order = paper_score(sparse, incoherence, alpha).argmin(-1)
+    index = order[..., None, None].expand(*order.shape, 1, by_bias.shape[-1])
+    bias = by_bias.gather(-2, index).squeeze(-2).argmin(-1)
+    return OrderChoice(order, torch.tensor(TAIL_BIASES)[bias], error.float())

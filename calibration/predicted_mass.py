@@ -1,0 +1,66 @@
+"""Block mass that a plan predicts, on any grid and with any block."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .log2_code import decode
+from .plan import Plan
+from .profile_correction import COARSE, POPULARITY, apply_correction
+from .profile_geometry import ProfileGeometry
+from .token_grid import TokenGrid
+
+_ELEMENTS_AT_ONCE = 1 << 24
+
+
+class MassPredictor:
+    """Evaluates a plan's profiles; the geometry of each order is computed once."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        grid: TokenGrid,
+        block: tuple[int, int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.plan = plan
+        self.grid = grid
+        self.block = block
+        self.device = torch.device(device)
+        self._geometries: dict[str, ProfileGeometry] = {}
+        # The n-th head with a correction, in order, owns the n-th row of its tensor.
+        self._row: dict[tuple[int, int, int], tuple[Tensor, int]] = {}
+        for kind, rows in ((POPULARITY, plan.popularity), (COARSE, plan.coarse)):
+            for row, place in enumerate((plan.correction == kind).nonzero().tolist()):
+                layer, band, head = place
+                self._row[layer, band, head] = (rows, row)
+
+    def __call__(self, layer: int, band: int) -> Tensor:
+        """float32 [H, Qb, KVb] on the predictor's device, rows sum to 1."""
+        profiles = decode(self.plan.profile[layer, band], self.plan.profile_top[layer, band])
+        names = self.plan.order_names(layer)
+        mass: Tensor | None = None
+        for name in dict.fromkeys(names):
+            geometry = self._geometry(name)
+            heads = [head for head, other in enumerate(names) if other == name]
+            if mass is None:
+                shape = (len(names), geometry.query_blocks, geometry.key_blocks)
+                mass = torch.empty(shape, device=self.device)
+            together = max(1, _ELEMENTS_AT_ONCE // (shape[1] * shape[2]))
+            for start in range(0, len(heads), together):
+                part = heads[start : start + together]
+                mass[part] = geometry.evaluate(profiles[part].to(self.device))
+        assert mass is not None
+        for head in range(len(names)):
+            if (layer, band, head) in self._row:
+                rows, row = self._row[layer, band, head]
+                mass[head] = apply_correction(mass[head], rows[row])
+        return mass
+
+    def _geometry(self, name: str) -> ProfileGeometry:
+        if name not in self._geometries:
+            self._geometries[name] = ProfileGeometry(
+                self.plan.bins, self.grid, name, self.block, self.device
+            )
+        return self._geometries[name]

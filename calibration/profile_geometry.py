@@ -1,0 +1,180 @@
+"""Offset profile to block mass and back, for one order, grid and block.
+
+A block is cut into runs of consecutive tokens and each run stands at its centre: blocks of an axis
+order bend around the edge of the grid, where the centre of the whole block would be nowhere near
+its tokens (measured on a 5x9x20 grid in order FHW: 96.5 % of the recall with whole blocks, 99 %
+with two runs). The mass of a block pair is the profile, interpolated trilinearly at the offsets
+between run centres, times the tokens. Offsets stay in tokens and are never stretched, because
+rotary positions are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .offset_profile import OffsetBins, RunCentres
+from .token_grid import TokenGrid
+
+REFINEMENTS = 3
+_PAIRS_AT_ONCE = 1 << 22
+_CACHED_CORNERS = 1 << 22
+
+
+class ProfileGeometry:
+    """The fixed linear map between a profile's bins and the block mass of one order."""
+
+    def __init__(
+        self,
+        bins: OffsetBins,
+        grid: TokenGrid,
+        order: str,
+        block: tuple[int, int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.bins = bins
+        self.queries = RunCentres.of(order, grid, block[0], device=device)
+        self.keys = RunCentres.of(order, grid, block[1], device=device)
+        self.key_tokens = self.keys.tokens.sum(1)
+        self.query_blocks, self.runs = self.queries.tokens.shape
+        self.key_blocks = len(self.key_tokens)
+        self._axes = [
+            torch.tensor(positions, dtype=torch.float32, device=device) for positions in bins.axes
+        ]
+        self._rows = max(1, _PAIRS_AT_ONCE // self.key_blocks)
+        corners = self.query_blocks * self.key_blocks * 8 * self.runs**2
+        self._cache = list(self._tiles()) if corners <= _CACHED_CORNERS else None
+        self._reached: Tensor | None = None
+
+    def evaluate(self, profiles: Tensor) -> Tensor:
+        """Predicted block mass.
+
+        Args:
+            profiles: float32 [N, bf, bh, bw] on the geometry's device.
+
+        Returns:
+            float32 [N, Qb, KVb], rows sum to 1.
+        """
+        flat = profiles.reshape(len(profiles), -1)
+        mass = flat.new_zeros(len(flat), self.query_blocks, self.key_blocks)
+        for rows, index, weight in self._walk():
+            for head, profile in enumerate(flat):
+                mass[head, rows] += (profile[index] * weight).sum(0)
+        return _normalised(mass)
+
+    def fit(self, mass: Tensor, refinements: int = REFINEMENTS) -> Tensor:
+        """The profiles whose predicted block mass is closest to a measured one.
+
+        The first estimate is the weighted mean of the mass per key over the pairs that touch a bin.
+        It is blurred by the size of the blocks; every refinement multiplies it by the mean ratio of
+        measured and predicted mass around each bin.
+
+        Args:
+            mass: float32 [N, Qb, KVb], rows sum to 1.
+            refinements: number of such corrections.
+
+        Returns:
+            float32 [N, bf, bh, bw]; bins that no pair touches are 0 (see `fill`).
+        """
+        profiles = self._spread(mass / self.key_tokens)
+        for _ in range(refinements):
+            predicted = self.evaluate(profiles)
+            profiles = profiles * self._spread(mass / predicted.clamp_min(1e-12))
+        return profiles
+
+    def fill(self, profiles: Tensor) -> Tensor:
+        """Profiles with the bins that calibration could not reach taken from their neighbours.
+
+        Such bins matter on other grids: a tile order over all frames never measures df != 0.
+        """
+        filled = self.reached.clone()
+        values = profiles * filled
+        while not bool(filled.all()):
+            total = _sum_of_neighbours(values)
+            count = _sum_of_neighbours(filled[None].float())[0]
+            new = (count > 0) & ~filled
+            values = torch.where(new, total / count.clamp_min(1), values)
+            filled |= new
+        return values
+
+    @property
+    def reached(self) -> Tensor:
+        """bool [bf, bh, bw]: bins that some pair of blocks touches."""
+        return (self._touch > 0).view(self.bins.shape)
+
+    @property
+    def _touch(self) -> Tensor:
+        """float32 [bins]: total weight with which pairs touch each bin."""
+        if self._reached is None:
+            ones = torch.ones(1, self.query_blocks, self.key_blocks, device=self._axes[0].device)
+            self._reached = self._scatter(ones)[0]
+        return self._reached
+
+    def _spread(self, values: Tensor) -> Tensor:
+        """Weighted mean over the pairs that touch each bin: [N, Qb, KVb] -> [N, bf, bh, bw]."""
+        means = self._scatter(values) / self._touch.clamp_min(1e-20)
+        return means.view(len(values), *self.bins.shape)
+
+    def _scatter(self, values: Tensor) -> Tensor:
+        size = self.bins.shape[0] * self.bins.shape[1] * self.bins.shape[2]
+        sums = values.new_zeros(len(values), size)
+        for rows, index, weight in self._walk():
+            flat_index = index.view(-1)
+            for head in range(len(values)):
+                sums[head].index_add_(0, flat_index, (weight * values[head, rows]).view(-1))
+        return sums
+
+    def _walk(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        return iter(self._cache) if self._cache is not None else self._tiles()
+
+    def _tiles(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(query blocks, bin index [C, R, KVb], weight [C, R, KVb]) of every pair of runs."""
+        for start in range(0, self.query_blocks, self._rows):
+            rows = slice(start, min(start + self._rows, self.query_blocks))
+            tokens = self.queries.tokens[rows]
+            for query_run in range(self.runs):
+                share = (tokens[:, query_run] / tokens.sum(1))[:, None]
+                for key_run in range(self.runs):
+                    index, weight = self._corners(rows, query_run, key_run)
+                    yield rows, index, weight * (share * self.keys.tokens[:, key_run])
+
+    def _corners(self, rows: slice, query_run: int, key_run: int) -> tuple[Tensor, Tensor]:
+        """Flat index and trilinear weight of the 8 bins around each pair's offset: [8, R, KVb]."""
+        offset = self.keys.centre[None, :, key_run] - self.queries.centre[rows, None, query_run]
+        index: list[Tensor] = []
+        weight: list[Tensor] = []
+        for axis, positions in enumerate(self._axes):
+            low, high, fraction = _bracket(offset[..., axis].contiguous(), positions)
+            if axis == 0:
+                index, weight = [low, high], [1 - fraction, fraction]
+                continue
+            sides = ((low, 1 - fraction), (high, fraction))
+            index = [base * len(positions) + side for base in index for side, _ in sides]
+            weight = [base * part for base in weight for _, part in sides]
+        return torch.stack(index), torch.stack(weight)
+
+
+def _bracket(offset: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper bin and the fraction between them; beyond the last bin, the last bin."""
+    offset = offset.clamp(positions[0], positions[-1])
+    high = torch.bucketize(offset, positions).clamp_(max=len(positions) - 1)
+    low = (high - 1).clamp_min_(0)
+    width = (positions[high] - positions[low]).clamp_min_(1)
+    return low, high, (offset - positions[low]) / width
+
+
+def _normalised(mass: Tensor) -> Tensor:
+    return mass / mass.sum(-1, keepdim=True).clamp_min(1e-30)
+
+
+def _sum_of_neighbours(x: Tensor) -> Tensor:
+    """Sum over the 6 neighbours of each bin of [N, bf, bh, bw]; outside counts as 0."""
+    total = torch.zeros_like(x)
+    for axis in (1, 2, 3):
+        if x.shape[axis] > 1:
+            length = x.shape[axis] - 1
+            total.narrow(axis, 1, length).add_(x.narrow(axis, 0, length))
+            total.narrow(axis, 0, length).add_(x.narrow(axis, 1, length))
+    return total
