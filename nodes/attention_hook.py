@@ -38,7 +38,7 @@ class AttentionHandler(Protocol):
     """What `install` puts in front of the host's attention."""
 
     def begin_run(self, sigmas: list[float], model: Any) -> None:
-        """A sampling run starts; `sigmas` descend and end with 0, `model` is its ModelPatcher."""
+        """A sampling run starts; `sigmas` are its steps' noise levels, `model` its ModelPatcher."""
         ...
 
     def end_run(self, failed: bool) -> None:
@@ -165,8 +165,9 @@ def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable
 def _make_run_wrapper(handler: AttentionHandler) -> Callable:
     def run_wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
         sigmas = kwargs.get("sigmas", args[3] if len(args) > 3 else None)
-        values = [] if sigmas is None else [float(s) for s in sigmas.flatten().tolist()]
-        handler.begin_run(values, executor.class_obj.model_patcher)
+        levels = [] if sigmas is None else [float(s) for s in sigmas.flatten().tolist()]
+        # The last level is where the run ends, not a step: 0, or what the next stage starts from.
+        handler.begin_run(levels[:-1], executor.class_obj.model_patcher)
         failed = True
         try:
             result = executor(*args, **kwargs)

@@ -10,13 +10,15 @@ import comfy.model_management
 import torch
 from comfy_api.latest import io
 
-from ..calibration import Plan, PlanMismatchError, RuntimeOptions, load_plan
+from ..calibration import Plan, PlanError, RuntimeOptions, load_plan, read_description
 from ..kernels import unavailable_reason
 from . import attention_hook, host_ui, plan_folder
 from .families import FAMILIES, find_family
 from .layer_list import parse_layers
 from .model_identity import check_plan, identify
 from .sparse_session import SparseSession
+
+logger = logging.getLogger("paro_attention")
 
 PlanType = io.Custom("PARO_PLAN")
 AUTO = "auto"
@@ -33,10 +35,12 @@ def newest_matching_plan(model: Any) -> Path:
     paths = [plan_folder.plan_path(name) for name in plan_folder.plan_names()]
     for path in sorted(paths, key=lambda p: p.stat().st_mtime_ns, reverse=True):
         try:
-            check_plan(load_plan(path), identity)
-        except (PlanMismatchError, ValueError, OSError):
+            planned = read_description(path)["identity"]
+        except PlanError as error:
+            logger.warning("PARO: passed over: %s", error)
             continue
-        return path
+        if planned["architecture"] == identity.architecture:
+            return path
     raise FileNotFoundError(
         f"none of the {len(paths)} plans in models/{plan_folder.FOLDER} was made from this model "
         f"({identity.description}); run Calibrate PARO on it first"
@@ -181,7 +185,5 @@ class ParoLoad(io.ComfyNode):
             on_unsupported=on_unsupported,
             node_id=node_id,
         )
-        logging.getLogger("paro_attention").info(
-            "PARO: %s on %s, density %.2f", name, identity.description, density
-        )
+        logger.info("PARO: %s on %s, density %.2f", name, identity.description, density)
         return io.NodeOutput(attention_hook.install(model, session))

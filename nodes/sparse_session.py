@@ -64,13 +64,14 @@ class SparseSession:
         """Start counting, and read off the schedule how much of it is warm-up."""
         self._stats = self._new_stats()
         self._failed_layers.clear()
-        self._sigmas = sigmas
+        # Samplers that add noise back go up; the bands only need to know which levels occur.
+        self._sigmas = sorted((s for s in sigmas if s > 0), reverse=True)
         sigma_max = float(model.get_model_object("model_sampling").sigma_max)
-        continued = bool(sigmas) and sigmas[0] < CONTINUED_BELOW * sigma_max
+        continued = bool(self._sigmas) and self._sigmas[0] < CONTINUED_BELOW * sigma_max
         self._options = replace(self._asked, warmup=0.0) if continued else self._asked
         for key, runtime in self._runtimes.items():
-            if sigmas and key[-1] == self._options.warmup:
-                runtime.begin_run(sigmas)
+            if self._sigmas and key[-1] == self._options.warmup:
+                runtime.begin_run(self._sigmas)
         self._densities.clear()
 
     def end_run(self, failed: bool) -> None:
