@@ -8,6 +8,7 @@ token orders. Writes a JSON report and a contact sheet, and exits with 1 if a fi
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import time
@@ -91,9 +92,7 @@ def order_shares(path: Path) -> dict[str, float]:
     from .run import load_package
 
     load_package()
-    from paro_attention.calibration import load_plan
-
-    plan = load_plan(path)
+    plan = importlib.import_module("paro_attention.calibration").load_plan(path)
     names = [name for layer in plan.orders for name in layer]
     return {name: count / len(names) for name, count in Counter(names).most_common()}
 

@@ -1,8 +1,8 @@
 """Training weights of the demo model in flat buffers: master copy, averages, float8, Muon and Adam.
 
 All parameters live in a few contiguous buffers, so that averaging, float8 rounding, clipping and
-the gradient exchange between GPUs are one operation each. Hidden matrices of equal shape lie side by
-side and are updated with Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural
+the gradient exchange between GPUs are one operation each. Hidden matrices of equal shape lie side
+by side and are updated with Muon (Jordan et al., "Muon: An optimizer for hidden layers in neural
 networks", 2024) as one batch, scaled to Adam's update size (Liu et al., "Muon is Scalable for LLM
 Training", arXiv 2502.16982, eq. 4); everything else is updated with Adam.
 """
