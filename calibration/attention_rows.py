@@ -7,6 +7,9 @@ from torch import Tensor
 
 GPU_TILE_BYTES = 96 << 20
 CPU_TILE_BYTES = 16 << 20  # two tiles of this size still fit a server CPU's cache
+# Half-precision products that come out in float32: rounding logits to bfloat16 would shift them by
+# up to 2^-9 of their size. Older torch and ROCm have no such product.
+_WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads() and torch.version.hip is None
 
 
 def rows_per_tile(columns: int, multiple: int, device: torch.device) -> int:
@@ -16,8 +19,9 @@ def rows_per_tile(columns: int, multiple: int, device: torch.device) -> int:
 
 
 def matmul_operand(x: Tensor) -> Tensor:
-    """The dtype in which products of x are formed: its own on a GPU, float32 on the CPU."""
-    if x.device.type == "cuda" and x.dtype in (torch.float16, torch.bfloat16):
+    """x in the dtype in which its products are formed: its own on a GPU, float32 elsewhere."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    if half and x.device.type == "cuda" and _WIDE_PRODUCTS:
         return x
     return x.float()
 

@@ -69,7 +69,8 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
                     f"expected the tensors {', '.join(sorted(TENSORS))}; found "
                     f"{', '.join(sorted(names)) or 'none'}"
                 )
-            tensors = {name: file.get_tensor(name) for name in TENSORS}
+            # Copies: a mapped file could not be replaced on Windows by the next calibration.
+            tensors = {name: file.get_tensor(name).clone() for name in TENSORS}
         return Plan(**_parsed(description), **tensors)
     except PlanError as error:
         raise PlanError(f"plan file {Path(path).name}: {error}") from None

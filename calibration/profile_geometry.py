@@ -19,8 +19,9 @@ from .offset_profile import OffsetBins, RunCentres
 from .token_grid import TokenGrid
 
 REFINEMENTS = 3
-_PAIRS_AT_ONCE = 1 << 22
-_CACHED_CORNERS = 1 << 22
+# 8 corners of 12 bytes each: at most 100 MB at once, and 25 MB kept per order of a small grid.
+_PAIRS_AT_ONCE = 1 << 20
+_CACHED_CORNERS = 1 << 21
 
 
 class ProfileGeometry:
