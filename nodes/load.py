@@ -23,6 +23,7 @@ logger = logging.getLogger("paro_attention")
 PlanType = io.Custom("PARO_PLAN")
 AUTO = "auto"
 BITS = ["16", "8", "4"]
+ON_UNSUPPORTED = ["dense", "error"]
 
 
 def newest_matching_plan(model: Any) -> Path:
@@ -123,7 +124,7 @@ class ParoLoad(io.ComfyNode):
                     "is not what takes the time. 0 for the demo model.",
                 ),
                 host_ui.advanced(
-                    io.Combo, "on_unsupported", options=["dense", "error"], default="dense",
+                    io.Combo, "on_unsupported", options=ON_UNSUPPORTED, default="dense",
                     tooltip="What to do where the model or the card is not served: run ComfyUI's "
                     "own attention and say so, or stop.",
                 ),
@@ -157,6 +158,13 @@ class ParoLoad(io.ComfyNode):
         paro_plan: Plan | None = None,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
+        for name, value, allowed in (
+            ("qk_bits", qk_bits, BITS),
+            ("pv_bits", pv_bits, BITS),
+            ("on_unsupported", on_unsupported, ON_UNSUPPORTED),
+        ):  # ComfyUI 0.3.64 does not check the combos of V3 nodes
+            if value not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
         reason = unserved_reason(model)
         if reason is not None:
             if on_unsupported == "error":

@@ -38,7 +38,7 @@ class Conditioning:
 
     def make(self, seed, clip_vision):
         generator = torch.Generator().manual_seed(seed)
-        extras = {"pooled_output": None}
+        extras = {"pooled_output": None, "attention_mask": torch.ones(1, ROWS, dtype=torch.int64)}
         if clip_vision:
             class Output:
                 penultimate_hidden_states = torch.randn(1, 257, 1280, generator=generator)
@@ -206,7 +206,9 @@ class ComfyHost:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        environment |= {"OMP_NUM_THREADS": "2", "HF_HUB_OFFLINE": "1"}
+        # One thread: the models are tiny, and threads that wait for each other on a busy machine are
+        # many times slower.
+        environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         command = [
             self.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
             "--disable-auto-launch", "--disable-api-nodes", "--disable-metadata",
@@ -296,9 +298,19 @@ class ComfyHost:
         seen = len(self.get("/paro/stats"))
         return self.wait(self.submit(graph), seen)
 
+    def refused(self, graph: dict[str, Any]) -> str:
+        """Why a prompt is refused, when it is queued or by the node that it reaches first.
+
+        ComfyUI 0.3.64 does not check the combos of V3 nodes, newer versions do.
+        """
+        try:
+            return self.run(graph).message
+        except ValueError as error:
+            return str(error)
+
     def latent(self, run: Run, node: str = "save") -> Tensor:
         """The tensor that a SaveLatent node of a run wrote."""
-        assert run.error is None, run.error
+        assert run.error is None, run.message
         saved = run.outputs[node]["latents"][0]
         path = self.base / "output" / saved["subfolder"] / saved["filename"]
         return load_file(path)["latent_tensor"]
