@@ -9,6 +9,7 @@
 #   TORCH="torch==2.13.0"    what pip installs as torch (options such as --index-url may follow)
 #   SYSTEM_TORCH=1           use the torch that PYTHON already has; nothing of torch is installed
 #   DEMO_ARGS="--device cpu" options of demo/run.py
+#   BENCH_ARGS="--quick"     options of benchmarks/attention.py
 #   TEST_ARGS="-k plan"      options of pytest
 
 PYTHON ?= python3
@@ -17,6 +18,7 @@ TORCH ?= torch==2.13.0
 TRITON ?= triton==3.6.0
 SYSTEM_TORCH ?=
 DEMO_ARGS ?=
+BENCH_ARGS ?=
 TEST_ARGS ?=
 WORKERS ?= 2
 
@@ -26,14 +28,14 @@ TEST_PACKAGES = numpy safetensors pillow einops \
 
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check install --quiet
-# Stamps: an environment is filled once, and again when the wish (named in the stamp) changes.
+# A stamp keeps an environment from being filled again before the lists above change.
 TORCH_STAMP = $(VENV)/.paro-torch
 DEMO_STAMP = $(VENV)/.paro-demo
 TEST_STAMP = $(VENV)/.paro-test
 
 .PHONY: help test demo bench lint format readme compile-report clean
 help:
-	@sed -n 's/^# \{0,1\}//p' Makefile | head -13
+	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
 $(PY):
 	$(PYTHON) -m venv $(VENV)
@@ -50,7 +52,7 @@ endif
 	@$(PY) -c "import torch; print('torch', torch.__version__)"
 	@touch $@
 
-$(DEMO_STAMP): $(TORCH_STAMP)
+$(DEMO_STAMP): $(TORCH_STAMP) Makefile
 	$(PIP) $(DEMO_PACKAGES)
 	@touch $@
 
@@ -76,7 +78,7 @@ demo: $(DEMO_STAMP)
 	$(PY) demo/run.py $(DEMO_ARGS)
 
 bench: $(DEMO_STAMP)
-	$(PY) benchmarks/bench_attention.py --json out/bench/attention.json
+	$(PY) benchmarks/attention.py $(BENCH_ARGS)
 
 compile-report: $(DEMO_STAMP)
 	$(PY) benchmarks/compile_report.py

@@ -166,7 +166,7 @@ def _curves(report: Report) -> str:
         if lines:
             key = key or legend(lines)
             chart = line_chart(lines, "density", label, from_zero=from_zero)
-            drawn.append(f"<figure><h3>{escape(label.capitalize())}</h3>{chart}</figure>")
+            drawn.append(f"<figure><h3>{escape(label[0].upper() + label[1:])}</h3>{chart}</figure>")
     if not drawn:
         return ""
     return (
