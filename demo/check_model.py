@@ -78,7 +78,7 @@ def contact_sheet(videos: Tensor, captions: Sequence[str], path: Path) -> None:
     sheet = Image.new("RGB", (frames * width, count * (height + line)), "white")
     pen = ImageDraw.Draw(sheet)
     pixels = (videos.float().cpu() * 255).round().byte().numpy()
-    for row, caption in enumerate(captions):
+    for row, caption in zip(range(count), captions, strict=True):
         top = row * (height + line)
         pen.text((2, top + 1), caption, fill="black")
         for column in range(frames):
@@ -151,11 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(labels)} samples in {seconds:.1f} s", flush=True)
     prompts = labels.prompts()
     shown = min(len(prompts), len(SHAPES) * len(DIRECTIONS))
-    contact_sheet(videos[:shown], prompts, options.out / "samples.png")
+    contact_sheet(videos[:shown], prompts[:shown], options.out / "samples.png")
 
     generator = torch.Generator(device).manual_seed(7)
     clips = torch.cat([render(labels, frames, size, generator) for _ in range(DRAWS)])
-    contact_sheet(clips[:shown], prompts, options.out / "clips.png")
+    contact_sheet(clips[:shown], prompts[:shown], options.out / "clips.png")
     moving, expected = frame_difference(videos), frame_difference(clips)
 
     probe = train_probe(
