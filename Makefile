@@ -26,6 +26,9 @@ DEMO_PACKAGES = numpy safetensors pillow
 TEST_PACKAGES = numpy safetensors pillow einops \
   pytest==9.2.0 pytest-xdist==3.8.0 hypothesis==6.170.15 ruff==0.17.6 "pyright[nodejs]==1.1.414"
 
+# Threads that wait must not spin: with several test processes on few cores it costs a factor.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 PY = $(VENV)/bin/python
 PIP = $(PY) -m pip --disable-pip-version-check install --quiet
 # A stamp keeps an environment from being filled again before the lists above change.

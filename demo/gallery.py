@@ -16,10 +16,12 @@ from .experiment import Experiment, Sampled
 from .findings import run_of
 from .measure import Probe, TestMass
 from .page import Picture, Strip
-from .pictures import attention_uri, mask_uri, video_uri
+from .pictures import attention_uri, comparison, mask_uri, video_uri
 from .settings import Setting, plain
 
 CLIPS = 4
+COMPARED = ("whole recipe, 30 %, 8 bits", "whole recipe, 10 %", "plain skipping, 30 %")
+COMPARED_ROWS = 2
 HEADS = 6
 CELLS = 256
 MASK_DENSITIES = (0.3, 0.1)
@@ -57,6 +59,17 @@ def clip_strips(
         title = f"“{experiment.prompts[index]}”, seed {experiment.seeds[index]}"
         strips.append(Strip(title, pictures))
     return strips
+
+
+def comparison_picture(expected: Tensor, sampled: Mapping[str, Sampled]) -> bytes:
+    """Return a WebP of two test videos under full attention and under the settings of COMPARED."""
+    titles = [title for title in COMPARED if title in sampled]
+    videos = [sampled[title].videos() for title in titles]
+    rows = [
+        [expected[index], *(of_setting[index] for of_setting in videos)]
+        for index in range(min(COMPARED_ROWS, len(expected)))
+    ]
+    return comparison(rows, ["full attention", *titles])
 
 
 def attention_map(q: Tensor, k: Tensor, order: str, grid: TokenGrid) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 FRAME_MS = 140
@@ -31,16 +32,7 @@ def video_uri(video: Tensor, scale: int = 2) -> str:
         size = (picture.width * scale, picture.height * scale)
         frames.append(picture.resize(size, Image.Resampling.BICUBIC))
     file = io.BytesIO()
-    frames[0].save(
-        file,
-        "WEBP",
-        save_all=True,
-        append_images=frames[1:],
-        duration=FRAME_MS,
-        loop=0,
-        quality=88,
-        method=4,
-    )
+    _save_frames(frames, file)
     return _uri(file, "webp")
 
 
@@ -63,11 +55,6 @@ def mask_uri(mask: Tensor, size: int = 256) -> str:
     """Return a picture of a block mask: bool [query blocks, key blocks], True = computed."""
     colours = np.array([_rgb(colour) for colour in MASK_COLOURS], dtype=np.uint8)
     return _png(colours[_fit(mask.float(), size).round().to(torch.long).cpu().numpy()])
-
-
-def difference_uri(a: Tensor, b: Tensor, scale: int = 2, gain: float = 3.0) -> str:
-    """Return a looping WebP of the absolute difference of two videos, brightened by `gain`."""
-    return video_uri(((a - b).abs() * gain).clamp(0, 1), scale)
 
 
 def _fit(values: Tensor, size: int) -> Tensor:
@@ -97,3 +84,46 @@ def _png(pixels: np.ndarray) -> str:
 
 def _uri(file: io.BytesIO, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def comparison(rows: Sequence[Sequence[Tensor]], titles: Sequence[str], side: int = 192) -> bytes:
+    """Return a looping WebP of videos in a grid, a title above each column.
+
+    Args:
+        rows: one sequence of videos [F, H, W, 3] in 0..1 per row, as many as there are titles.
+        titles: of the columns.
+        side: width of a video in the picture, in pixels.
+    """
+    gap, bar = 8, 26
+    width = len(titles) * (side + gap) + gap
+    height = bar + len(rows) * (side + gap)
+    font = ImageFont.load_default(13)
+    frames = []
+    for index in range(len(rows[0][0])):
+        canvas = Image.new("RGB", (width, height), "#1c1e27")
+        pen = ImageDraw.Draw(canvas)
+        for column, title in enumerate(titles):
+            left = gap + column * (side + gap)
+            pen.text((left + side / 2, bar / 2), title, "#e9e8e4", font, anchor="mm")
+            for row, videos in enumerate(rows):
+                pixels = (videos[column][index].clamp(0, 1) * 255).round().to(torch.uint8)
+                picture = Image.fromarray(pixels.cpu().numpy())
+                picture = picture.resize((side, side), Image.Resampling.BICUBIC)
+                canvas.paste(picture, (left, bar + row * (side + gap)))
+        frames.append(canvas)
+    file = io.BytesIO()
+    _save_frames(frames, file)
+    return file.getvalue()
+
+
+def _save_frames(frames: Sequence[Image.Image], file: io.BytesIO) -> None:
+    frames[0].save(
+        file,
+        "WEBP",
+        save_all=True,
+        append_images=frames[1:],
+        duration=FRAME_MS,
+        loop=0,
+        quality=88,
+        method=4,
+    )

@@ -18,7 +18,7 @@ import torch
 
 from ..calibration import Plan, PlanRuntime
 from .experiment import Experiment, Log, Sampled
-from .gallery import clip_strips, head_strips
+from .gallery import clip_strips, comparison_picture, head_strips
 from .measure import (
     Probe,
     TestMass,
@@ -67,12 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def log(text: str) -> None:
         print(f"[{time.perf_counter() - begin:6.1f} s] {text}", flush=True)
 
-    report, page = make_demo(
+    report, page, picture = make_demo(
         device, scale, settings, options.model, options.seed, log, options.commit
     )
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     (out / "index.html").write_text(page, encoding="utf-8")
+    (out / "comparison.webp").write_bytes(picture)
     log(f"done: open {out / 'index.html'} in a browser; the numbers are in {out / 'report.json'}")
 
 
@@ -107,8 +108,8 @@ def make_demo(
     seed: int,
     log: Log,
     commit: str | None = None,
-) -> tuple[dict[str, Any], str]:
-    """Return the report and the page of all settings at one scale."""
+) -> tuple[dict[str, Any], str, bytes]:
+    """Return the report, the page and the comparison picture of all settings at one scale."""
     # Linear layers stay float32 without TF32, so that what differs between two runs is attention
     # alone; attention itself reads float16 on a GPU, the full attention as well as ours.
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -166,7 +167,7 @@ def make_demo(
         head_strips(probes, reference["tiles"], plans["tiles"], experiment, mass),
         report["orders"]["tiles"],
     )
-    return report, render(report, gallery)
+    return report, render(report, gallery), comparison_picture(expected, shown)
 
 
 def run_setting(

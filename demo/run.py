@@ -7,6 +7,7 @@ loaded by path as ComfyUI loads it.
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 
@@ -27,6 +28,9 @@ def load_package() -> None:
 
 
 if __name__ == "__main__":
+    # Threads that wait for each other must not spin: on a busy machine that made the demo three
+    # times slower. Read when torch is imported, so it comes first.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     load_package()
     from paro_attention.demo.pipeline import main  # pyright: ignore[reportMissingImports]
 
