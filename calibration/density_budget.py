@@ -75,7 +75,7 @@ def head_densities(density: float, curves: np.ndarray, floor: float, pooled: boo
     floor = min(density, floor)
     grid = np.array((0.0, *RECALL_DENSITIES))
     recall = np.concatenate([np.zeros((heads, 1)), np.asarray(curves, np.float64)], 1)
-    slopes = np.stack([_concave_slopes(row, grid) for row in recall])  # [N, 32], descending
+    slopes = _concave_slopes(recall, grid)
     start = np.broadcast_to(np.maximum(grid[:-1], floor), slopes.shape)
     width = np.clip(grid[1:] - start, 0, None)
     head = np.broadcast_to(np.arange(heads)[:, None], slopes.shape)
@@ -99,13 +99,16 @@ def head_counts(densities: np.ndarray, blocks: int, density: float) -> np.ndarra
 
 
 def _concave_slopes(recall: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Slopes of the least concave curve above the points, by pooling neighbours that violate it."""
-    pooled: list[list[float]] = []  # [rise, run, segments]
-    for rise, run in zip(np.diff(recall), np.diff(grid), strict=True):
-        pooled.append([float(rise), float(run), 1])
-        while len(pooled) > 1 and pooled[-2][0] * pooled[-1][1] < pooled[-1][0] * pooled[-2][1]:
-            rise_last, run_last, count = pooled.pop()
-            pooled[-1][0] += rise_last
-            pooled[-1][1] += run_last
-            pooled[-1][2] += count
-    return np.concatenate([np.full(int(n), rise / run) for rise, run, n in pooled])
+    """Slopes [N, n] of the least concave curve above the points recall [N, n + 1] at grid [n + 1].
+
+    At segment i the slope is the minimum over start points j <= i of the maximum over end points
+    k > i of the slope from j to k.
+    """
+    points = len(grid)
+    run = grid[None, :] - grid[:, None]
+    rise = recall[:, None, :] - recall[:, :, None]
+    forward = np.triu(np.ones((points, points), bool), 1)
+    slopes = np.where(forward, rise / np.where(forward, run, 1.0), -np.inf)
+    steepest = np.maximum.accumulate(slopes[:, :, ::-1], axis=2)[:, :, ::-1]  # over ends >= k
+    steepest = np.where(forward, steepest, np.inf)[:, :-1, 1:]  # [N, j, i], ends > i
+    return np.minimum.accumulate(steepest, axis=1).diagonal(axis1=1, axis2=2)
