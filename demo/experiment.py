@@ -149,15 +149,13 @@ class Experiment:
         self._wait()
         return Sampled(latents, time.perf_counter() - begin, states)
 
-    def velocity(
-        self, state: Tensor, step: int, attention: AttentionHook, videos: slice = slice(None)
-    ) -> Tensor:
-        """Return the guided velocity of some test videos in a given state."""
+    def velocity(self, state: Tensor, step: int, attention: AttentionHook) -> Tensor:
+        """Return the guided velocity of the first test videos, as many as the state holds."""
         return guided_velocity(
             self.model,
-            state[videos],
+            state,
             self.sigmas[step],
-            self.context[videos],
+            self.context[: len(state)],
             self.negative,
             CFG,
             attention,

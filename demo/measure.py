@@ -25,7 +25,7 @@ class Probe:
     Attributes:
         step: its index in the run.
         sigma: its noise level.
-        state: [N, 16, F, H, W], latents of all test videos before the step.
+        state: [N, 16, F, H, W], latents of N test videos before the step.
         velocity: [N, 16, F, H, W], full attention's guided velocity there.
         inputs: q, k, v of each layer, [B, H, S, D] of the conditional half of B test videos.
         outputs: full attention's output of each layer, like q.
@@ -41,7 +41,7 @@ class Probe:
 
 def probe(experiment: Experiment, states: Sequence[Tensor]) -> list[Probe]:
     """Record full attention at the probed steps of its own trajectory."""
-    videos = experiment.scale.probe_videos
+    videos = experiment.scale.attention_videos
     probes = []
     for step in experiment.scale.probed:
         inputs: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -57,9 +57,9 @@ def probe(experiment: Experiment, states: Sequence[Tensor]) -> list[Probe]:
             outputs.append(out[:videos].clone())
             return out.to(q.dtype)
 
-        velocity = experiment.velocity(states[step], step, attend)
-        sigma = experiment.sigmas[step]
-        probes.append(Probe(step, sigma, states[step], velocity, inputs, outputs))
+        state = states[step][: experiment.scale.velocity_videos]
+        velocity = experiment.velocity(state, step, attend)
+        probes.append(Probe(step, experiment.sigmas[step], state, velocity, inputs, outputs))
     return probes
 
 

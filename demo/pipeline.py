@@ -233,8 +233,9 @@ def _notes(scale: Scale, dtype: torch.dtype, device: torch.device) -> list[str]:
         f"Linear layers run in float32 without TF32; attention reads {name} inputs in full "
         "attention and in PARO alike.",
         f"Errors and recall are means over the {scale.probe_steps} steps "
-        f"{', '.join(map(str, scale.probed))} of full attention's run; layer error and recall over "
-        f"the conditional half of {scale.probe_videos} test videos, step error over all of them.",
+        f"{', '.join(map(str, scale.probed))} of full attention's run: step error over "
+        f"{scale.velocity_videos} test videos, layer error and recall over the conditional half of "
+        f"{scale.attention_videos}.",
         "Steps of a dense warm-up count with error 0 and recall 1; the density is that of the "
         "other steps.",
         f"Blocks are {scale.block[0]} x {scale.block[1]} tokens. Reordering, quantisation and "

@@ -64,7 +64,8 @@ class Scale:
         recorded_per_band: steps of each noise band that calibration looks at.
         videos: prompts x seeds that every setting is sampled with (none of them calibrated on).
         probe_steps: steps of the dense trajectory at which errors are measured.
-        probe_videos: videos whose own attention gives recall and layer_error.
+        velocity_videos: videos whose guided velocity gives step_error.
+        attention_videos: videos whose own attention gives recall and layer_error.
     """
 
     grid: tuple[int, int, int]
@@ -74,7 +75,8 @@ class Scale:
     recorded_per_band: int
     videos: int
     probe_steps: int
-    probe_videos: int
+    velocity_videos: int
+    attention_videos: int
 
     @property
     def probed(self) -> tuple[int, ...]:
@@ -83,8 +85,8 @@ class Scale:
         return tuple(int((part + 0.5) * width) for part in range(self.probe_steps))
 
 
-FULL_SCALE = Scale((8, 32, 32), (64, 64), 20, 5, 2, 8, 8, 2)
-QUICK_SCALE = Scale((4, 16, 16), (32, 32), 8, 4, 1, 2, 4, 1)
+FULL_SCALE = Scale((8, 32, 32), (64, 64), 20, 5, 2, 8, 8, 4, 2)
+QUICK_SCALE = Scale((4, 16, 16), (32, 32), 8, 4, 1, 2, 4, 2, 1)
 
 
 def plain(density: float, **changes) -> Setting:
@@ -107,15 +109,16 @@ def full_table() -> tuple[Setting, ...]:
     rows: list[Setting] = []
     # Reordering alone, with the tail, and in the whole recipe.
     rows += [plain(d, orders=o) for o in every_order for d in (1.0, *DENSITIES)]
-    rows += [plain(d, orders=o, tail=True) for o in every_order for d in DENSITIES]
-    rows += [recipe(d, orders=o) for o in every_order for d in DENSITIES]
+    rows += [plain(d, orders=o, tail=True) for o in ("fhw", "tiles") for d in DENSITIES]
+    rows += [recipe(d, orders=o) for o in ("fhw", "tiles") for d in DENSITIES]
+    rows += [plain(0.3, orders="axes", tail=True), recipe(0.3, orders="axes")]
     # One part of the recipe at a time.
     rows += [recipe(0.3, shares=False), recipe(0.3, budget="head"), recipe(0.3, tail=False)]
     rows += [plain(0.3, orders="tiles", budget="global"), plain(0.3, orders="tiles", shares=True)]
     # Bits, dense and sparse.
     rows += [plain(1.0, orders="tiles", qk_bits=q, pv_bits=p) for q, p in BITS]
     rows += [recipe(0.3, qk_bits=q, pv_bits=p) for q, p in BITS]
-    rows += [recipe(d, qk_bits=b, pv_bits=b) for d in (0.5, 0.2, 0.1) for b in (8, 4)]
+    rows += [recipe(d, qk_bits=b, pv_bits=b) for d in (0.5, 0.2) for b in (8, 4)]
     # The paper's pairs: half the blocks in INT4, or 30 % of them in INT8; axis orders, dropped
     # blocks, one budget per head.
     for warmup in (0.0, WARMUP):
@@ -125,8 +128,8 @@ def full_table() -> tuple[Setting, ...]:
                 plain(0.3, orders=orders, qk_bits=8, pv_bits=8, warmup=warmup),
             ]
     # Dense warm-up.
-    rows += [plain(d, warmup=WARMUP) for d in DENSITIES]
-    rows += [recipe(d, warmup=WARMUP) for d in DENSITIES]
+    rows += [plain(d, warmup=WARMUP) for d in (0.5, 0.3)]
+    rows += [recipe(d, warmup=WARMUP) for d in (0.5, 0.3, 0.2)]
     rows += [recipe(0.3, qk_bits=8, pv_bits=8, warmup=WARMUP)]
     return _unique(rows)
 

@@ -24,9 +24,10 @@ def test_no_setting_is_run_twice(table):
 
 def test_full_table_compares_orders_all_else_equal():
     table = set(full_table())
-    for density, orders, tail in product(DENSITIES, ("fhw", "axes", "tiles"), (False, True)):
-        assert plain(density, orders=orders, tail=tail) in table
     for density, orders in product(DENSITIES, ("fhw", "axes", "tiles")):
+        assert plain(density, orders=orders) in table
+    for density, orders in product(DENSITIES, ("fhw", "tiles")):
+        assert plain(density, orders=orders, tail=True) in table
         assert recipe(density, orders=orders) in table
 
 

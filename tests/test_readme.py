@@ -1,0 +1,59 @@
+"""README.md shows the figures of benchmarks/results, and names files that exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _load_tables():
+    spec = importlib.util.spec_from_file_location(
+        "readme_tables", ROOT / "benchmarks" / "readme_tables.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+tables = _load_tables()
+
+
+def test_readme_agrees_with_the_results():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert tables.filled(text) == text, "run make readme"
+
+
+def test_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert (ROOT / target).exists(), target
+
+
+def test_attention_table_divides_the_whole_call_by_sdpa(tmp_path):
+    base = {"whole_call": True, "batch": 1, "heads": 12, "tokens": 1024, "head_dim": 128}
+    rows = [
+        base | {"ours": False, "block": None, "density": 1.0, "ms": 8.0, "rel_err": None},
+        base | {"ours": True, "block": [64, 128], "density": 1.0, "ms": 8.0, "rel_err": 0.03},
+        base | {"ours": True, "block": [64, 128], "density": 0.501, "ms": 4.0, "rel_err": 0.03},
+    ]
+    rows = [row | {"qk_bits": 8, "pv_bits": 8} for row in rows]
+    report = {"gpu": "a card", "versions": {"torch": "2"}, "commit": "abc", "rows": rows}
+    (tmp_path / "attention-h100.json").write_text(json.dumps(report))
+    table = tables.attention_table(tmp_path)
+    assert "| 1,024, 12 x 128 | 64x128 | 8.00 ms | 2.00x |  |  |  | 0.030 |" in table
+    assert "a card" in table and "`abc`" in table
+
+
+def test_sections_without_results_are_empty_and_unknown_ones_refused(tmp_path):
+    text = "a\n<!-- figures:demo -->\nold\n<!-- /figures -->\nb\n"
+    assert tables.filled(text, tmp_path) == "a\n<!-- figures:demo -->\n<!-- /figures -->\nb\n"
+    with pytest.raises(ValueError, match="figures must be one of"):
+        tables.filled(text.replace("demo", "speed"), tmp_path)
