@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import Any
 
 import comfy.model_sampling
@@ -13,9 +12,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..demo import pixel_packing, vocabulary
+from ..demo.wan import MODEL_FILE
 from . import host_ui
 
-MODEL_FILE = Path(__file__).resolve().parent.parent / "demo" / "paro_demo_wan.safetensors"
 DEMO_ATTACHMENT = "paro_demo_model"
 """Key of the ModelPatcher attachment by which other nodes know the demo model."""
 PIXELS_PER_TOKEN = 4

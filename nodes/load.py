@@ -192,6 +192,7 @@ class ParoLoad(io.ComfyNode):
             min_tokens=min_tokens,
             on_unsupported=on_unsupported,
             node_id=node_id,
+            tell=lambda text, level: host_ui.tell(text, node_id, level),
         )
         logger.info("PARO: %s on %s, density %.2f", name, identity.description, density)
         return io.NodeOutput(attention_hook.install(model, session))

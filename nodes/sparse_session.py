@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,6 @@ from torch import Tensor
 
 from ..calibration import Plan, PlanRuntime, RuntimeOptions, TokenGrid
 from ..kernels import unavailable_reason
-from . import host_ui
 from .attention_call import VisualCall
 from .run_stats import RunStats
 
@@ -35,7 +35,8 @@ class SparseSession:
         options: what the user asked for.
         min_tokens: grids with fewer visual tokens run dense.
         on_unsupported: "dense" or "error", for what the kernels cannot serve.
-        node_id: where to show text.
+        node_id: for the counters.
+        tell: (text, logging level) -> shows a line of text to the user.
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class SparseSession:
         *,
         min_tokens: int,
         on_unsupported: str,
-        node_id: str | None,
+        node_id: str | None = None,
+        tell: Callable[[str, int], None] = lambda text, level: logger.log(level, "PARO: %s", text),
     ):
         self._plan = plan
         self._asked = options
@@ -54,7 +56,8 @@ class SparseSession:
         self._on_unsupported = on_unsupported
         self._node_id = node_id
         self._runtimes: OrderedDict[tuple[Any, ...], PlanRuntime] = OrderedDict()
-        self._densities: dict[tuple[Any, ...], float] = {}
+        self._tell = tell
+        self._handled: Counter[tuple[tuple[Any, ...], int, float]] = Counter()
         self._failed_layers: set[int] = set()
         self._sigmas: list[float] = []
         self._announced: set[str] = set()
@@ -72,16 +75,18 @@ class SparseSession:
         for key, runtime in self._runtimes.items():
             if self._sigmas and key[-1] == self._options.warmup:
                 runtime.begin_run(self._sigmas)
-        self._densities.clear()
+        self._handled.clear()
 
     def end_run(self, failed: bool) -> None:
         """Log and publish the summary of the run."""
         stats, self._stats = self._stats, None
         if stats is None:
             return
+        if not failed:
+            stats.density_sum = self._density_sum()
         stats.publish(failed)
         if stats.calls:
-            host_ui.tell(stats.line(), self._node_id)
+            self._tell(stats.line(), logging.INFO)
 
     def begin_forward(self) -> None:
         """Count a forward; a sampler that bypasses ComfyUI's own run is counted from here."""
@@ -106,7 +111,7 @@ class SparseSession:
         if call.layer in self._failed_layers:
             return "the kernel failed in this layer"
         sigma = call.sigma
-        runtime = self._runtime(call)
+        key, runtime = self._runtime(call)
         reason = runtime.is_dense(call.layer, sigma)
         if reason is not None:
             return reason
@@ -116,21 +121,20 @@ class SparseSession:
         except torch.OutOfMemoryError:
             raise  # ComfyUI frees memory and tells the user
         except Exception as error:
-            if self._on_unsupported == "error" or call.q.device.type == "cpu":
+            if self._on_unsupported == "error" or self._on_cpu(call.q.device):
                 raise
             self._failed_layers.add(call.layer)
-            host_ui.tell(
+            self._tell(
                 f"layer {call.layer} runs dense, its kernel failed on "
                 f"{tuple(call.q.shape)} {call.q.dtype}: {error}",
-                self._node_id,
                 logging.WARNING,
             )
             logger.debug("the kernel's error", exc_info=True)
             return "the kernel failed in this layer"
+        self._handled[key, call.layer, sigma] += 1
         stats = self._stats
         if stats is not None:
             stats.handled += 1
-            stats.density_sum += self._density(runtime, call.layer, sigma)
             stats.kernel = stats.kernel or self._kernel_name(call.q.device)
             stats.details = stats.details or runtime.describe()
         return out
@@ -146,7 +150,7 @@ class SparseSession:
     def _new_stats(self) -> RunStats:
         return RunStats(node=str(self._node_id), kind="load")
 
-    def _runtime(self, call: VisualCall) -> PlanRuntime:
+    def _runtime(self, call: VisualCall) -> tuple[tuple[Any, ...], PlanRuntime]:
         key = (call.grid, call.q.device, self._options.warmup)
         runtime = self._runtimes.get(key)
         if runtime is None:
@@ -158,14 +162,26 @@ class SparseSession:
             while len(self._runtimes) > KEPT_RUNTIMES:
                 self._runtimes.popitem(last=False)
         self._runtimes.move_to_end(key)
-        return runtime
+        return key, runtime
 
-    def _density(self, runtime: PlanRuntime, layer: int, sigma: float) -> float:
-        key = (id(runtime), layer, sigma)
-        density = self._densities.get(key)
-        if density is None:
-            density = self._densities[key] = runtime.mask(layer, sigma).density()
-        return density
+    def _density_sum(self) -> float:
+        """Sum of the executed densities of all handled calls.
+
+        Read after the run, not during it: it waits for the device, and fetching a mask between two
+        layers would throw away the one that is being prefetched.
+        """
+        known: dict[tuple[Any, ...], float] = {}
+        total = 0.0
+        for (key, layer, sigma), calls in self._handled.items():
+            runtime = self._runtimes.get(key)
+            if runtime is None:  # more grids than are kept
+                total += self._options.density * calls
+                continue
+            mask = (key, layer, self._plan.bands.band_of(sigma))
+            if mask not in known:
+                known[mask] = runtime.mask(layer, sigma).density()
+            total += known[mask] * calls
+        return total
 
     def _announce_compilation(self, call: VisualCall) -> None:
         kind = (
@@ -175,10 +191,15 @@ class SparseSession:
         if call.q.device.type != "cuda" or kind in _compiled:
             return
         _compiled.add(kind)
-        host_ui.tell(
+        self._tell(
             "the first run on this card compiles the kernels (under 20 seconds, kept on disk)",
-            self._node_id,
+            logging.INFO,
         )
+
+    @staticmethod
+    def _on_cpu(device: torch.device) -> bool:
+        """On a CPU the reference runs, which has no excuse to fail."""
+        return device.type == "cpu"
 
     def _kernel_name(self, device: torch.device) -> str:
         where = "reference on CPU" if device.type == "cpu" else "Triton"

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from paro_attention.demo.wan import WanConfig, WanModel
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -25,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 START_SECONDS = 90
 RUN_SECONDS = 120
 CONTEXT_ROWS = 16
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
 
 # A pack of the tests' own, for what ComfyUI has no node for.
 TEST_PACK = '''
@@ -33,16 +35,19 @@ import torch
 class Conditioning:
     @classmethod
     def INPUT_TYPES(cls):
-        return {"required": {"seed": ("INT", {"default": 0}), "clip_vision": ("BOOLEAN",)}}
+        return {"required": {"seed": ("INT", {"default": 0}), "clip_vision": ("BOOLEAN",),
+                             "reference": ("BOOLEAN",)}}
     RETURN_TYPES, FUNCTION, CATEGORY = ("CONDITIONING",), "make", "test"
 
-    def make(self, seed, clip_vision):
+    def make(self, seed, clip_vision, reference):
         generator = torch.Generator().manual_seed(seed)
         extras = {"pooled_output": None, "attention_mask": torch.ones(1, ROWS, dtype=torch.int64)}
         if clip_vision:
             class Output:
                 penultimate_hidden_states = torch.randn(1, 257, 1280, generator=generator)
             extras["clip_vision_output"] = Output()
+        if reference:
+            extras["reference_latents"] = [torch.randn(1, 16, 1, 16, 16, generator=generator)]
         return ([[torch.randn(1, ROWS, 4096, generator=generator), extras]],)
 
 class Override:
@@ -96,7 +101,14 @@ NODE_CLASS_MAPPINGS = {
 '''.replace("ROWS", str(CONTEXT_ROWS))
 
 
-def wan_weights(seed: int, *, layers: int = 2, channels: int = 16, image: bool = False) -> dict:
+def wan_weights(
+    seed: int,
+    *,
+    layers: int = 2,
+    channels: int = 16,
+    image: bool = False,
+    reference: bool = False,
+) -> dict[str, Tensor]:
     """Random weights of a tiny Wan model under the original key names: 2 heads of 128."""
     generator = torch.Generator().manual_seed(seed)
     config = WanConfig(dim=256, ffn_dim=256, layers=layers, channels=channels)
@@ -120,6 +132,9 @@ def wan_weights(seed: int, *, layers: int = 2, channels: int = 16, image: bool =
                 weights[f"{prefix}{name}.weight"] = torch.empty(256, 256)
                 weights[f"{prefix}{name}.bias"] = torch.empty(256)
             weights[f"{prefix}norm_k_img.weight"] = torch.empty(256)
+    if reference:
+        weights["ref_conv.weight"] = torch.empty(256, 16, 2, 2)
+        weights["ref_conv.bias"] = torch.empty(256)
     for name, value in weights.items():
         noise = torch.randn(value.shape, generator=generator)
         if value.ndim > 1:
@@ -137,6 +152,7 @@ MODELS = {
     "t2v-other-weights": lambda: wan_weights(2),
     "t2v-three-layers": lambda: wan_weights(3, layers=3),
     "i2v": lambda: wan_weights(4, image=True),
+    "fun": lambda: wan_weights(6, reference=True),
     "wan22-5b": lambda: wan_weights(5, channels=48),
 }
 
@@ -206,8 +222,8 @@ class ComfyHost:
     def start(self) -> None:
         """Start the server and wait until it answers."""
         environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-        # One thread: the models are tiny, and threads that wait for each other on a busy machine are
-        # many times slower.
+        # One thread: the models are tiny, and threads that wait for each other on a busy machine
+        # are many times slower.
         environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         command = [
             self.python, "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(self.port),
@@ -297,6 +313,34 @@ class ComfyHost:
         """Queue a prompt and wait for it."""
         seen = len(self.get("/paro/stats"))
         return self.wait(self.submit(graph), seen)
+
+    def image(self, shown: dict[str, str]) -> Image.Image:
+        """A picture that a node showed."""
+        return Image.open(self.base / shown["type"] / shown["subfolder"] / shown["filename"])
+
+    def example(self, name: str) -> dict[str, Any]:
+        """An example workflow as the frontend would send it."""
+        workflow = json.loads((ROOT / "example_workflows" / name).read_text())
+        info = self.get("/object_info")
+        sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
+        graph: dict[str, Any] = {}
+        for entry in workflow["nodes"]:
+            if entry["type"] not in info:  # notes live in the frontend alone
+                continue
+            declared = info[entry["type"]]["input"]
+            specs = {**declared.get("required", {}), **declared.get("optional", {})}
+            linked = {i["name"]: i["link"] for i in entry["inputs"] if i["link"] is not None}
+            inputs: dict[str, Any] = {name: sources[link] for name, link in linked.items()}
+            values = iter(entry.get("widgets_values") or [])
+            for name, (kind, *options) in specs.items():
+                if not isinstance(kind, list) and kind not in WIDGETS:
+                    continue
+                inputs.setdefault(name, next(values))
+                default = name in ("seed", "noise_seed")
+                if (options[0] if options else {}).get("control_after_generate", default):
+                    next(values)  # the frontend's own widget: fixed, randomize, ...
+            graph[str(entry["id"])] = {"class_type": entry["type"], "inputs": inputs}
+        return graph
 
     def refused(self, graph: dict[str, Any]) -> str:
         """Why a prompt is refused, when it is queued or by the node that it reaches first.

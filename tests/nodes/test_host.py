@@ -18,12 +18,12 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def base(model: str, *, seed: int = 0, clip_vision: bool = False) -> GRAPH:
+def base(model: str, *, seed: int = 0, clip_vision: bool = False, reference: bool = False) -> GRAPH:
     """Model, conditioning and a 6 x 16 x 16 latent: a grid of 6 x 8 x 8 = 384 tokens."""
     return {
         "unet": node("UNETLoader", unet_name=f"{model}.safetensors", weight_dtype="default"),
-        "positive": node("TestConditioning", seed=10, clip_vision=clip_vision),
-        "negative": node("TestConditioning", seed=11, clip_vision=clip_vision),
+        "positive": node("TestConditioning", seed=10, clip_vision=clip_vision, reference=reference),
+        "negative": node("TestConditioning", seed=11, clip_vision=clip_vision, reference=reference),
         "latent": node(
             "EmptyHunyuanLatentVideo", width=128, height=128, length=21, batch_size=1
         ),
@@ -282,6 +282,17 @@ def test_image_to_video(host):
     assert relative(host.latent(run), expected) > 1e-3
 
 
+def test_a_reference_frame_beside_the_grid_runs_dense(planned):
+    plain, reference = base("fun"), base("fun", reference=True)
+    assert planned.run(calibration(plain, "fun")).error is None
+    expected = planned.latent(planned.run(reference))
+    run = planned.run(with_paro(reference, "fun", density=0.3))
+    (stats,) = run.stats
+    assert stats["dense"] == {"other tokens beside the visual ones": 2 * stats["forwards"]}
+    assert torch.equal(planned.latent(run), expected)
+    assert not torch.equal(expected, planned.latent(planned.run(plain)))
+
+
 def test_two_experts_each_follow_their_own_plan(planned):
     """Wan 2.2: the high-noise expert hands over to the low-noise one after half of the steps."""
     high, low = "t2v", "t2v-other-weights"
@@ -361,3 +372,92 @@ def test_compare(planned, dense):
     lonely = base("t2v")
     lonely["compare"] = node("ParoCompare", latent_a=["sample", 0], gain=4.0)
     assert "needs a pair" in planned.run(lonely).message
+
+
+def demo_graph(**changes: Any) -> GRAPH:
+    inputs = {
+        "prompt": "red circle right, grass, static", "negative": "", "width": 64, "height": 64,
+        "frames": 2,
+    } | changes  # fmt: skip
+    return {
+        "demo": node("ParoDemoModel", **inputs),
+        "sample": node(
+            "KSampler", model=["demo", 0], positive=["demo", 3], negative=["demo", 4],
+            latent_image=["demo", 5], seed=0, steps=STEPS, cfg=2.5, sampler_name="euler",
+            scheduler="simple", denoise=1.0,
+        ),
+        "decode": node("VAEDecode", samples=["sample", 0], vae=["demo", 2]),
+        "look": node("PreviewImage", images=["decode", 0]),
+        "save": node("SaveLatent", samples=["sample", 0], filename_prefix="demo"),
+    }  # fmt: skip
+
+
+def test_demo_model_ends_in_pictures(host):
+    run = host.run(demo_graph())
+    assert run.error is None, run.message
+    assert len(run.outputs["look"]["images"]) == 2
+    image = host.image(run.outputs["look"]["images"][0])
+    assert image.size == (64, 64)
+    red, green, blue = (max(channel) for channel in image.getextrema())
+    assert max(red, green, blue) > 60, "not black"
+
+
+def test_demo_model_takes_prompts_from_clip_text_encode(host):
+    graph = demo_graph()
+    direct = host.latent(host.run(graph))
+    graph["text"] = node("CLIPTextEncode", clip=["demo", 1], text="red circle right, grass, static")
+    graph["sample"]["inputs"]["positive"] = ["text", 0]
+    assert torch.equal(host.latent(host.run(graph)), direct)
+    graph["text"]["inputs"]["text"] = "blue star up, sand, static"
+    assert not torch.equal(host.latent(host.run(graph)), direct)
+
+
+def test_demo_model_names_unknown_words(host):
+    mark = len(host.log_text())
+    assert host.run(demo_graph(prompt="red circle elephant")).error is None
+    assert "does not know elephant" in host.log_text()[mark:]
+
+
+def test_demo_vae_encodes_what_it_decodes(host):
+    graph = demo_graph()
+    graph["encode"] = node("VAEEncode", pixels=["decode", 0], vae=["demo", 2])
+    graph["again"] = node("VAEDecode", samples=["encode", 0], vae=["demo", 2])
+    graph["compare"] = node("ParoCompare", images_a=["decode", 0], images_b=["again", 0], gain=4.0)
+    run = host.run(graph)
+    assert run.error is None, run.message
+    text = run.outputs["compare"]["text"][0]
+    assert "identical" in text or float(text.split("PSNR ")[1].split(" dB")[0]) > 100
+
+
+def test_demo_model_calibrates_on_lines_of_prompts_and_runs(host):
+    graph = demo_graph()
+    graph["calibrate"] = calibration(
+        {}, "demo", model=["demo", 0], latent=["demo", 5], negative=["demo", 4], clip=["demo", 1],
+        prompts="red circle right, grass, static\n\nblue star up, sand, pan-left", cfg=2.5,
+    )["calibrate"]  # fmt: skip
+    del graph["calibrate"]["inputs"]["positive"]
+    graph["load"] = node(
+        "ParoLoad", model=["demo", 0], plan="auto", paro_plan=["calibrate", 0], density=0.5,
+        qk_bits="8", pv_bits="8", warmup=0.15, dense_layers="", min_tokens=0,
+        on_unsupported="error",
+    )  # fmt: skip
+    graph["sample"]["inputs"]["model"] = ["load", 0]
+    run = host.run(graph)
+    assert run.error is None, run.message
+    kinds = [stats["kind"] for stats in run.stats]
+    assert kinds == ["calibrate", "calibrate", "load"]
+    assert run.stats[-1]["handled"] > 0
+    assert host.image(run.outputs["calibrate"]["images"][0]).width > 600
+
+
+def test_the_example_workflow_runs(host):
+    """The workflow as the frontend would send it, with fewer steps and a smaller video."""
+    graph = host.example("paro_demo.json")
+    smaller = {"steps": 2, "width": 64, "height": 64, "frames": 2}
+    for entry in graph.values():
+        entry["inputs"] |= {k: v for k, v in smaller.items() if k in entry["inputs"]}
+    run = host.run(graph)
+    assert run.error is None, run.message
+    assert run.stats[-1]["handled"] > 0
+    shown = [o for o in run.outputs.values() if o.get("text")]
+    assert any("PSNR" in o["text"][0] for o in shown)
