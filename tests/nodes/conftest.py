@@ -196,6 +196,42 @@ class Run:
         return self.error["exception_message"] if self.error else ""
 
 
+class WebSocket:
+    """Receives a server's messages: as much of RFC 6455 as ComfyUI uses."""
+
+    def __init__(self, port: int, path: str):
+        self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
+        self._socket.sendall(
+            (
+                f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\n"
+                "Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+                "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+            ).encode()
+        )
+        self._stream = self._socket.makefile("rb")
+        while self._stream.readline().strip():
+            pass
+
+    def message(self) -> dict[str, Any] | bytes:
+        """The next message: decoded JSON, or the bytes of a picture or a text for a node."""
+        while True:
+            first, second = self._stream.read(2)
+            size = second & 127
+            if size == 126:
+                size = int.from_bytes(self._stream.read(2))
+            elif size == 127:
+                size = int.from_bytes(self._stream.read(8))
+            body = self._stream.read(size)
+            if first & 15 == 1:
+                return json.loads(body)
+            if first & 15 == 2:
+                return body
+
+    def close(self) -> None:
+        self._stream.close()
+        self._socket.close()
+
+
 class ComfyHost:
     """A running ComfyUI with this pack, the tests' pack and the tiny models."""
 
@@ -288,9 +324,13 @@ class ComfyHost:
         self.post("/free", {"unload_models": True, "free_memory": True})
         time.sleep(0.3)
 
-    def submit(self, graph: dict[str, Any]) -> str:
+    def submit(self, graph: dict[str, Any], client: str = "") -> str:
         """Queue a prompt, return its id."""
-        return self.post("/prompt", {"prompt": graph})["prompt_id"]
+        return self.post("/prompt", {"prompt": graph, "client_id": client})["prompt_id"]
+
+    def listen(self, client: str) -> WebSocket:
+        """What the server sends to a client while prompts run."""
+        return WebSocket(self.port, f"/ws?clientId={client}")
 
     def wait(self, prompt_id: str, seen: int = 0) -> Run:
         """Wait for a queued prompt."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import time
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 pytestmark = pytest.mark.comfy
 
@@ -194,6 +196,39 @@ def test_the_newest_fitting_plan_is_found_by_itself(planned):
     graph = with_paro(base("t2v-three-layers"), "t2v")
     graph["load"]["inputs"]["plan"] = "auto"
     assert "none of the" in planned.run(graph).message
+
+
+def test_calibration_shows_progress_text_and_previews(host):
+    """Watched as the frontend does: previews are the demo model's own colours, not Wan's."""
+    socket = host.listen("watcher")
+    graph = calibration(
+        {"demo": demo_graph()["demo"]}, "watched", model=["demo", 0], latent=["demo", 5],
+        positive=["demo", 3], negative=["demo", 4],
+    )  # fmt: skip
+    prompt = host.submit(graph, "watcher")
+    texts, pictures, progress = [], [], []
+    while True:
+        message = socket.message()
+        if isinstance(message, bytes):
+            kind = int.from_bytes(message[:4])
+            if kind == 3:
+                length = int.from_bytes(message[4:8])
+                texts.append(message[8 + length :].decode())
+            else:
+                start = message.find(b"\xff\xd8\xff")
+                pictures.append(Image.open(io.BytesIO(message[start:])))
+        elif message["type"] == "progress":
+            progress.append((message["data"]["value"], message["data"]["max"]))
+        elif message["type"] in ("execution_success", "execution_error"):
+            assert message["type"] == "execution_success", message
+            break
+    socket.close()
+    assert host.wait(prompt).error is None
+    assert any("run 1 of 1, grid 2x16x16" in text for text in texts), texts
+    assert any("wrote watched.safetensors" in text for text in texts), texts
+    assert progress[-1] == (STEPS, STEPS)
+    assert len(pictures) >= STEPS
+    assert pictures[-1].width == pictures[-1].height >= 256
 
 
 def test_interrupting_a_calibration_leaves_the_old_plan(planned):

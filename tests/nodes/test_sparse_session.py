@@ -16,7 +16,7 @@ from paro_attention.calibration import (
     RuntimeOptions,
     TokenGrid,
 )
-from paro_attention.nodes.attention_call import VisualCall
+from paro_attention.nodes.attention_call import HostCall, VisualCall
 from paro_attention.nodes.run_stats import recent_runs
 from paro_attention.nodes.sparse_session import SparseSession
 
@@ -136,3 +136,24 @@ def test_what_the_kernels_cannot_serve_is_dense_or_an_error(plan):
     assert "float32" in (session(plan).cannot_serve(gpu, torch.float32, 128) or "")
     with pytest.raises(RuntimeError, match=r"PARO cannot run here: .*float32"):
         session(plan, on_unsupported="error").cannot_serve(gpu, torch.float32, 128)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("bits", "tolerance"), [(16, 0.01), (8, 0.06)])
+def test_the_kernels_read_the_hosts_layout_on_a_gpu(plan, bits, tolerance):
+    told: list = []
+    sparse = session(plan, told, qk_bits=bits, pv_bits=bits)
+    flat = [
+        x.transpose(1, 2).reshape(1, GRID.tokens, HEADS * DIM).to("cuda", torch.bfloat16)
+        for x in tensors(0)
+    ]
+    q, k, v = HostCall(*flat, HEADS).heads_first()
+    sparse.begin_run(SIGMAS, MODEL)
+    result = sparse.attend(VisualCall(0, 0.9, GRID.shape, q, k, v, (0,)))
+    sparse.end_run(failed=False)
+    assert isinstance(result, torch.Tensor)
+    assert result.transpose(1, 2).is_contiguous(), "rows come back in the host's layout"
+    expected = F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    assert (result.float() - expected).norm() / expected.norm() < tolerance
+    assert "Triton" in recent_runs[-1]["kernel"]
+    assert "compiles the kernels" in told[0][1]
