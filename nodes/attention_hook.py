@@ -147,6 +147,7 @@ def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable
         x: Any = args[0] if args else kwargs.get("x")
         if options is None or not isinstance(x, Tensor):
             return executor(*args, **kwargs)
+        _hook_layers(executor.class_obj, family)  # another GPU's copy of the model is a new one
         handler.begin_forward()
         sigma = float(options["sigmas"].flatten()[0])  # the only host read of a forward
         rows = _conditional_rows(options.get("cond_or_uncond"), x.shape[0])

@@ -22,6 +22,7 @@ logger = logging.getLogger("paro_attention")
 
 PlanType = io.Custom("PARO_PLAN")
 AUTO = "auto"
+NO_FILE = "none"
 BITS = ["16", "8", "4"]
 ON_UNSUPPORTED = ["dense", "error"]
 
@@ -86,10 +87,11 @@ class ParoLoad(io.ComfyNode):
                 io.Model.Input("model"),
                 io.Combo.Input(
                     "plan",
-                    options=[AUTO, *plan_folder.plan_names()],
+                    options=[AUTO, NO_FILE, *plan_folder.plan_names()],
                     default=AUTO,
                     tooltip="A file of models/paro. auto takes the newest one that was made from "
-                    "this model's architecture. Not used where paro_plan is connected.",
+                    "this model's architecture. Not used where paro_plan is connected; set it to "
+                    "none then.",
                 ),
                 io.Float.Input(
                     "density", default=0.3, min=0.05, max=1.0, step=0.01, **host_ui.slider(),
@@ -140,6 +142,8 @@ class ParoLoad(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, plan: str = AUTO, **_values: Any) -> str:
         """Changes when the plan file is written again under the same name."""
+        if plan == NO_FILE:
+            return plan
         names = plan_folder.plan_names() if plan == AUTO else [plan]
         return ";".join(plan_folder.stamp(plan_folder.plan_path(name)) for name in names)
 
@@ -173,6 +177,8 @@ class ParoLoad(io.ComfyNode):
             return io.NodeOutput(attention_hook.uninstall(model))
         if paro_plan is not None:
             chosen, name = paro_plan, "the connected plan"
+        elif plan == NO_FILE:
+            raise ValueError("plan is none: connect paro_plan, or pick a plan file, or auto")
         else:
             path = newest_matching_plan(model) if plan == AUTO else plan_folder.plan_path(plan)
             chosen, name = load_plan(path), path.name

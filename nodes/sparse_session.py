@@ -20,7 +20,7 @@ logger = logging.getLogger("paro_attention")
 
 KEPT_RUNTIMES = 3
 """Grids and devices whose masks are kept; context windows use several in one run."""
-CONTINUED_BELOW = 0.95
+CONTINUED_BELOW = 0.97
 """A run that starts below this share of sigma_max continues an earlier one (Wan 2.2's second
 expert, a partial denoise): the picture is laid out already, so that it needs no warm-up."""
 
@@ -87,6 +87,12 @@ class SparseSession:
         stats.publish(failed)
         if stats.calls:
             self._tell(stats.line(), logging.INFO)
+        elif stats.forwards:
+            self._tell(
+                f"no visual attention call arrived in {stats.forwards} forwards: this variant of "
+                "the model, or another node, does not use ComfyUI's attention hook",
+                logging.WARNING,
+            )
 
     def begin_forward(self) -> None:
         """Count a forward; a sampler that bypasses ComfyUI's own run is counted from here."""

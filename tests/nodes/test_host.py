@@ -196,6 +196,8 @@ def test_the_newest_fitting_plan_is_found_by_itself(planned):
     graph = with_paro(base("t2v-three-layers"), "t2v")
     graph["load"]["inputs"]["plan"] = "auto"
     assert "none of the" in planned.run(graph).message
+    graph["load"]["inputs"]["plan"] = "none"
+    assert "connect paro_plan" in planned.run(graph).message
 
 
 def test_calibration_shows_progress_text_and_previews(host):
@@ -472,7 +474,7 @@ def test_demo_model_calibrates_on_lines_of_prompts_and_runs(host):
     )["calibrate"]  # fmt: skip
     del graph["calibrate"]["inputs"]["positive"]
     graph["load"] = node(
-        "ParoLoad", model=["demo", 0], plan="auto", paro_plan=["calibrate", 0], density=0.5,
+        "ParoLoad", model=["demo", 0], plan="none", paro_plan=["calibrate", 0], density=0.5,
         qk_bits="8", pv_bits="8", warmup=0.15, dense_layers="", min_tokens=0,
         on_unsupported="error",
     )  # fmt: skip
