@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 
@@ -12,11 +11,8 @@ MIN_CAPABILITY = (8, 0)
 HEAD_DIMS = (64, 128)
 FP8_CAPABILITY = (8, 9)
 INT4_CAPABILITIES = ((8, 0), (8, 6), (8, 9))
-
-
-@functools.cache
-def _triton_missing() -> bool:
-    return importlib.util.find_spec("triton") is None
+# Looked up, not imported: that would cost seconds where nothing needs it.
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def interpreting() -> bool:
@@ -33,7 +29,7 @@ def unavailable_reason(
         return f"the kernels read float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
     if head_dim is not None and head_dim not in HEAD_DIMS:
         return f"the kernels serve head_dim {' and '.join(map(str, HEAD_DIMS))}, not {head_dim}"
-    if _triton_missing():
+    if not TRITON_INSTALLED:
         return "Triton is not installed (Linux: it comes with torch; Windows: pip install triton-windows)"
     if device.type == "cpu" and interpreting():
         return None

@@ -28,6 +28,7 @@ from .quantization import (
 
 # Floats of one logits chunk; larger problems are cut by head and by query block.
 CHUNK_ELEMENTS = 1 << 25
+LN_2 = math.log(2.0)
 
 
 def reference_attention(
@@ -61,6 +62,7 @@ def reference_attention(
             computed[part],
             tail_bias[part].float(),
             mask.block,
+            dtype=q.dtype,
             qk_bits=qk_bits,
             pv_bits=pv_bits,
             fp8=fp8,
@@ -79,6 +81,7 @@ def _attend(
     tail_bias: Tensor,
     block: tuple[int, int],
     *,
+    dtype: torch.dtype,
     qk_bits: int,
     pv_bits: int,
     fp8: bool,
@@ -90,10 +93,13 @@ def _attend(
     sizes = block_sizes(tokens, key_block, q.device)
     if qk_bits < 16:
         k = k - k.mean(2, keepdim=True)
-    pooled_k = pool(k, key_block)
-    pooled_v = pool(v, key_block)
-    logit_operands = _quantized_logits(q, k, pooled_k, key_block, qk_bits)
-    values = _Values(v, pooled_v, key_block, pv_bits, fp8)
+    # Pooled rows are stored in the inputs' dtype.
+    pooled_k, pooled_v = (pool(x, key_block).to(dtype).float() for x in (k, v))
+    # The tail is a short sequence of keys of its own: in 8 bits where Q.K and P.V both are, else in 16.
+    low_tail = qk_bits == 8 and pv_bits == 8
+    logit_operands = _Logits(q, k, pooled_k, key_block, qk_bits, low_tail)
+    values = _Values(v, v, pooled_v, key_block, pv_bits, fp8)
+    tail_values = _Values(pooled_v, v, pooled_v, key_block, pv_bits if low_tail else 16, fp8)
 
     out = torch.empty_like(q)
     rows_at_once = max(1, CHUNK_ELEMENTS // (q.shape[0] * q.shape[1] * tokens) // query_block)
@@ -111,12 +117,15 @@ def _attend(
         else:
             pooled = torch.full((*logits.shape[:-1], 0), -math.inf, device=q.device)
         top = torch.cat((logits, pooled), -1).amax(-1, keepdim=True).clamp_min(-1e30)
+        if fp8 and pv_bits == 8:
+            # A whole power of two, so that P's rounding to FP8 does not depend on the running maximum.
+            top = (top / LN_2).ceil() * LN_2
         p = (logits - top).exp()
         p_pooled = (pooled - top).exp()
         total = p.sum(-1, keepdim=True) + p_pooled.sum(-1, keepdim=True)
         weighted = values(p)
         if tail:
-            weighted = weighted + p_pooled @ pooled_v
+            weighted = weighted + tail_values(p_pooled)
         out[:, :, rows] = weighted / total.masked_fill(total == 0, 1.0)
     return out
 
@@ -142,10 +151,19 @@ def _in_blocks(x: Tensor, block: int) -> Tensor:
     return x.unflatten(-2, (-1, block))
 
 
-class _quantized_logits:
+def _rounded_by_block(k: Tensor, key_block: int) -> Tensor:
+    """K rounded to int8 with one scale per block of rows."""
+    scale = symmetric_scale(_in_blocks(k, key_block), INT8_MAX, (-2, -1)).squeeze(-1)
+    scale = scale.expand(*scale.shape[:-1], key_block).flatten(-2)[..., : k.shape[-2], None]
+    return fake_quantize(k, scale, -INT8_MAX, INT8_MAX) * scale
+
+
+class _Logits:
     """Unscaled logits of a slice of rows against all keys, and against the pooled keys."""
 
-    def __init__(self, q: Tensor, k: Tensor, pooled_k: Tensor, key_block: int, bits: int) -> None:
+    def __init__(
+        self, q: Tensor, k: Tensor, pooled_k: Tensor, key_block: int, bits: int, low_tail: bool
+    ) -> None:
         self.correction = None
         self.pooled_k = pooled_k
         self.q_tail = q
@@ -153,12 +171,11 @@ class _quantized_logits:
             self.q, self.k = q, k
         elif bits == 8:
             q_scale = symmetric_scale(q, INT8_MAX, -1)
-            k_scale = symmetric_scale(_in_blocks(k, key_block), INT8_MAX, (-2, -1)).squeeze(-1)
-            k_scale = k_scale.expand(*k_scale.shape[:-1], key_block).flatten(-2)
-            k_scale = k_scale[..., : k.shape[-2], None]
             self.q = fake_quantize(q, q_scale, -INT8_MAX, INT8_MAX) * q_scale
-            self.k = fake_quantize(k, k_scale, -INT8_MAX, INT8_MAX) * k_scale
+            self.k = _rounded_by_block(k, key_block)
             self.q_tail = self.q
+            if low_tail:
+                self.pooled_k = _rounded_by_block(pooled_k, key_block)
         else:
             # q.k = q.(k - block mean) + q.(block mean): the second term is exact, and it is the
             # pooled tail's own logit (facts of the method: doc in quantization.py).
@@ -182,18 +199,23 @@ class _quantized_logits:
 
 
 class _Values:
-    """P @ V for probabilities relative to the row maximum, in the precision asked for."""
+    """P @ V for probabilities relative to the row maximum, in the precision asked for.
 
-    def __init__(self, v: Tensor, pooled_v: Tensor, key_block: int, bits: int, fp8: bool) -> None:
+    ``whole_v`` sets the scale of 8 bits: the tail's values share that of V.
+    """
+
+    def __init__(
+        self, v: Tensor, whole_v: Tensor, pooled_v: Tensor, key_block: int, bits: int, fp8: bool
+    ) -> None:
         self.key_block = key_block
         self.bits = bits
         self.fp8 = fp8
         self.v = v
         if bits == 8 and fp8:
-            v_scale = symmetric_scale(v, FP8_MAX, -2)
+            v_scale = symmetric_scale(whole_v, FP8_MAX, -2)
             self.v = (v / v_scale).to(torch.float8_e4m3fn).float() * v_scale
         elif bits == 8:
-            v_scale = symmetric_scale(v, INT8_MAX, -2)
+            v_scale = symmetric_scale(whole_v, INT8_MAX, -2)
             self.v = fake_quantize(v, v_scale, -INT8_MAX, INT8_MAX) * v_scale
         elif bits == 4:
             self.pooled_v = pooled_v

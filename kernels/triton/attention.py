@@ -1,7 +1,7 @@
 """Block-sparse attention over lists of key blocks, in 16, 8 or 4 bits, with the pooled tail.
 
 One program owns a tile of query rows of one head. It first folds in the pooled keys and values of
-the blocks that its row skips (16-bit products, a few tiles), then walks the row's list of key blocks
+the blocks that its row skips (a few tiles), then walks the row's list of key blocks
 with an online softmax, and scatters its rows back to the model's token order. Only the last key block
 can be ragged; it comes last in every list and is peeled off the loop.
 """
@@ -17,19 +17,19 @@ from .prepass import PreparedInputs
 from .primitives import columns_in_token_order, round_to_int, token_of_position
 
 LOG2_E = 1.4426950408889634
-POOLED_TILE = 64
 
 
 @triton.jit
 def attention_kernel(
     Q, K, V, Out, permutation, order_of_head, kv_num_blocks, kv_indices, computed_bits, tail_bias,
     q8, q_scale, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
+    pooled_k8, pooled_k_scale, pooled_v8,
     q_stride_b, q_stride_h, q_stride_s,
     k_stride_b, k_stride_h, k_stride_s,
     v_stride_b, v_stride_h, v_stride_s,
     S, H, rows_padded, query_blocks, key_blocks, list_width, bit_words, scale_log2,
     D: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr, POOLED: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr,
     QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     """Grid (ceil(S / BM), B*H)."""
@@ -38,6 +38,7 @@ def attention_kernel(
     b = batch_head // H
     h = batch_head % H
     d = tl.arange(0, D)
+    n = tl.arange(0, BN)
     row = tile * BM + tl.arange(0, BM)
     row_valid = row < S
     token_of = permutation + tl.load(order_of_head + h).to(tl.int64) * S
@@ -57,24 +58,22 @@ def attention_kernel(
             Q + b * q_stride_b + h * q_stride_h + token[:, None] * q_stride_s + d[None, :],
             mask=row_valid[:, None], other=0.0,
         )  # fmt: skip
+    q16_scale = tl.full([BM], 1.0, tl.float32) * scale_log2
     if QK_BITS == 16:
         q = q16
-        row_scale = tl.full([BM], 1.0, tl.float32) * scale_log2
-        q_tail = q16
-        tail_scale = row_scale
+        row_scale = q16_scale
     else:
         q = tl.load(q8 + (batch_head * rows_padded + row)[:, None] * D + d[None, :])
         row_scale = tl.load(q_scale + batch_head * rows_padded + row) * scale_log2
-        if QK_BITS == 8:
-            q_tail = q.to(Q.dtype.element_ty)
-            tail_scale = row_scale
-            k_scale += batch_head * key_blocks
+    if QK_BITS == 8:
+        k_scale += batch_head * key_blocks
+        q16_scale = row_scale
+        if PV_BITS != 8:
+            q16 = q.to(Q.dtype.element_ty)
         else:
-            q_tail = q16
-            tail_scale = tl.full([BM], 1.0, tl.float32) * scale_log2
-            k_scale += batch_head * rows_padded
-    if QK_BITS != 4:
-        q16 = q_tail
+            q16 = q
+    if QK_BITS == 4:
+        k_scale += batch_head * rows_padded
     if PV_BITS == 4:
         v_scale += batch_head * key_blocks * D
         v_low += batch_head * key_blocks * D
@@ -87,30 +86,44 @@ def attention_kernel(
 
     if TAIL:
         if count < key_blocks:
-            bias = tl.load(tail_bias + h) * 1.4426950408889634
+            # The pooled keys and values are one more short sequence of keys, in 8 bits where the
+            # keys are, else in 16; a bias per column holds the block's size or hides it.
+            LOW: tl.constexpr = (QK_BITS == 8) and (PV_BITS == 8)
+            PART: tl.constexpr = KEY_BLOCK if LOW else BN
+            bias_of_head = tl.load(tail_bias + h) * 1.4426950408889634
+            full_bias = bias_of_head + tl.log2(KEY_BLOCK * 1.0)
+            last_bias = bias_of_head + tl.log2(last_size.to(tl.float32))
             words = computed_bits + list_row * bit_words
-            for start in tl.range(0, key_blocks, POOLED, num_stages=1):
-                block = start + tl.arange(0, POOLED)
-                exists = block < key_blocks
-                word = tl.load(words + block // 32, mask=exists, other=-1)
+            tiles = tl.cdiv(key_blocks, PART)
+            for part in range(0, tiles):
+                block = part * PART + token_of_position(n, LOW)
+                word = tl.load(words + block // 32, mask=block < key_blocks, other=-1)
                 skipped = ((word >> (block % 32)) & 1) == 0
-                size = tl.where(block == last_block, last_size, KEY_BLOCK).to(tl.float32)
-                offset = block[:, None] * D + d[None, :]
-                kt = tl.load(pooled_k + offset, mask=exists[:, None], other=0.0)
-                s = tl.dot(q_tail, tl.trans(kt)) * tail_scale[:, None]
-                s += tl.where(skipped, tl.log2(size) + bias, float("-inf"))[None, :]
-                new_max = tl.maximum(row_max, tl.max(s, 1))
-                alpha = tl.exp2(row_max - new_max)
-                p = tl.exp2(s - new_max[:, None])
-                row_sum = row_sum * alpha + tl.sum(p, 1)
-                values = tl.load(pooled_v + offset, mask=exists[:, None], other=0.0)
-                acc = tl.dot(p.to(values.dtype), values, acc * alpha[:, None])
-                row_max = new_max
-            if PV_BITS == 8:
+                bias = tl.where(block == last_block, last_bias, full_bias)
+                bias = tl.where(skipped, bias, float("-inf"))
+                if LOW:
+                    acc, row_sum, row_max = attend_tile(
+                        acc, row_sum, row_max, q, q16, row_scale, part, 0, bias, S, scale_log2,
+                        K, V, token_of, pooled_k8 + batch_head * tiles * PART * D,
+                        pooled_k_scale + batch_head * tiles,
+                        pooled_v8 + batch_head * tiles * PART * D,
+                        v_scale, v_low, pooled_k, pooled_v, D, D,
+                        D, PART, BM, BN, 8, 8, FP8, False, True,
+                    )  # fmt: skip
+                else:
+                    acc, row_sum, row_max = attend_tile(
+                        acc, row_sum, row_max, q16, q16, q16_scale, part, 0, bias,
+                        key_blocks, scale_log2,
+                        pooled_k, pooled_v, token_of, k8, k_scale, v8,
+                        v_scale, v_low, pooled_k, pooled_v, D, D,
+                        D, PART, BM, BN, 16, 16, FP8, False, True,
+                    )  # fmt: skip
+            if (PV_BITS == 8) and not LOW:
+                # From V's units to the accumulator's.
                 acc = acc * (1.0 / tl.load(v_scale + batch_head * D + d))[None, :]
-            if FP8:
-                acc *= 256.0
-                row_sum *= 256.0
+                if FP8:
+                    acc *= 256.0
+                    row_sum *= 256.0
 
     SPLIT: tl.constexpr = KEY_BLOCK // BN
     ragged = 0
@@ -119,17 +132,20 @@ def attention_kernel(
     for step in range(0, (count - ragged) * SPLIT):
         block = tl.load(row_list + step // SPLIT).to(tl.int32)
         acc, row_sum, row_max = attend_tile(
-            acc, row_sum, row_max, q, q16, row_scale, block, step % SPLIT, S, scale_log2,
+            acc, row_sum, row_max, q, q16, row_scale, block, step % SPLIT, row_scale, S, scale_log2,
             K, V, token_of, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
             k_stride_s, v_stride_s,
-            D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, False,
+            D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True, False,
         )  # fmt: skip
     for step in tl.range(0, ragged * SPLIT, num_stages=1):
+        PERMUTED: tl.constexpr = (QK_BITS < 16) and (PV_BITS < 16)
+        inside = step * BN + token_of_position(n, PERMUTED) < last_size
         acc, row_sum, row_max = attend_tile(
-            acc, row_sum, row_max, q, q16, row_scale, last_block, step, S, scale_log2,
+            acc, row_sum, row_max, q, q16, row_scale, last_block, step,
+            tl.where(inside, 0.0, float("-inf")), S, scale_log2,
             K, V, token_of, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
             k_stride_s, v_stride_s,
-            D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True,
+            D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True, True,
         )  # fmt: skip
 
     # A row with nothing to attend to is zero.
@@ -142,21 +158,31 @@ def attention_kernel(
 
 @triton.jit
 def attend_tile(
-    acc, row_sum, row_max, q, q16, row_scale, block, part, S, scale_log2,
+    acc, row_sum, row_max, q, q16, row_scale, block, part, bias, S, scale_log2,
     K, V, token_of, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v, k_stride_s, v_stride_s,
     D: tl.constexpr, KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, RAGGED: tl.constexpr,
+    QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr,
+    GATHER: tl.constexpr, BIASED: tl.constexpr,
 ):  # fmt: skip
-    """Folds one tile of keys into (acc, row_sum, row_max)."""
+    """Folds one tile of keys into (acc, row_sum, row_max).
+
+    GATHER: 16-bit keys and values lie at their tokens; else they lie in a row. BIASED: ``bias`` [BN]
+    is added to the logits (base 2) of each column.
+    """
     PERMUTED: tl.constexpr = (QK_BITS < 16) and (PV_BITS < 16)
     n = tl.arange(0, BN)
     d = tl.arange(0, D)
     first = block * KEY_BLOCK + part * BN
     if QK_BITS == 16 or PV_BITS == 16:
-        position = first + n
-        token = tl.load(token_of + position, mask=position < S, other=0).to(tl.int64)
+        token = (first + n).to(tl.int64)
+        exists = token < S
+        if GATHER:
+            token = tl.load(token_of + first + n, mask=exists, other=0).to(tl.int64)
     if QK_BITS == 16:
-        kt = tl.load(K + token[None, :] * k_stride_s + d[:, None])
+        if GATHER:
+            kt = tl.load(K + token[None, :] * k_stride_s + d[:, None])
+        else:
+            kt = tl.load(K + token[None, :] * k_stride_s + d[:, None], mask=exists[None, :], other=0.0)
         s = tl.dot(q, kt)
         top = tl.max(s, 1)
         factor = row_scale
@@ -176,18 +202,24 @@ def attend_tile(
             s = s * row_scale[:, None] + exact[:, None]
             top = tl.max(s, 1)
             factor = tl.full([BM], 1.0, tl.float32)
-    if RAGGED:
-        inside = first + token_of_position(n, PERMUTED) < S
-        s = tl.where(inside[None, :], s, float("-inf"))
+    if BIASED:
+        s = s * factor[:, None] + bias[None, :]
         top = tl.max(s, 1)
+        factor = tl.full([BM], 1.0, tl.float32)
 
     tile_max = top * factor
+    if FP8:
+        # A whole power of two: P's mantissa, and so its rounding, is the same whichever block came first.
+        tile_max = tl.ceil(tile_max)
     new_max = tl.maximum(row_max, tile_max)
     alpha = tl.exp2(row_max - new_max)
     if PV_BITS == 16:
         p = tl.exp2(s * factor[:, None] - new_max[:, None])
         row_sum = row_sum * alpha + tl.sum(p, 1)
-        value = tl.load(V + token[:, None] * v_stride_s + d[None, :])
+        if GATHER:
+            value = tl.load(V + token[:, None] * v_stride_s + d[None, :])
+        else:
+            value = tl.load(V + token[:, None] * v_stride_s + d[None, :], mask=exists[:, None], other=0.0)
         acc = tl.dot(p.to(value.dtype), value, acc * alpha[:, None])
     else:
         vt = tl.load(v8 + block * (D * KEY_BLOCK) + (d[None, :] * KEY_BLOCK + n[:, None]))
@@ -201,8 +233,9 @@ def attend_tile(
             acc = tl.dot(p8, vt, acc * alpha[:, None])
         else:
             LEVELS: tl.constexpr = 127.0 if PV_BITS == 8 else 15.0
-            # Relative to the tile's own maximum: P's scale is per row and tile.
-            p = tl.exp2(s * factor[:, None] - tile_max[:, None])
+            # Relative to the tile's own maximum: P's scale is per row and tile. A tile of the tail
+            # may be hidden whole; its maximum is then -inf and its P zero.
+            p = tl.exp2(s * factor[:, None] - tl.maximum(tile_max, -1e30)[:, None])
             weight = tl.exp2(tile_max - new_max)
             tile_sum = tl.sum(p, 1)
             row_sum = row_sum * alpha + tile_sum * weight
@@ -242,7 +275,7 @@ def attend(
         kv_num_blocks.shape[1], key_blocks, kv_indices.shape[2], computed_bits.shape[2],
         scale * LOG2_E,
         D=head_dim, QUERY_BLOCK=block[0], KEY_BLOCK=block[1],
-        BM=launch.query_tile, BN=launch.key_tile, POOLED=POOLED_TILE,
+        BM=launch.query_tile, BN=launch.key_tile,
         QK_BITS=qk_bits, PV_BITS=pv_bits, FP8=fp8 and pv_bits == 8, TAIL=tail,
         num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
     )  # fmt: skip

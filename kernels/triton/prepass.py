@@ -36,6 +36,10 @@ class PreparedInputs(NamedTuple):
     v_low: Tensor  # float32 [B*H, KVb, D], 4 bits only
     pooled_k: Tensor  # dtype of k [B*H, KVb, D]
     pooled_v: Tensor  # dtype of v [B*H, KVb, D]
+    # The pooled rows once more in 8 bits, in tiles of the key block, where Q.K and P.V both are.
+    pooled_k8: Tensor  # int8 [B*H, tiles * block, D]
+    pooled_k_scale: Tensor  # float32 [B*H, tiles]
+    pooled_v8: Tensor  # int8 or float8_e4m3fn [B*H, tiles, D, block]
 
 
 @triton.jit
@@ -80,9 +84,14 @@ def prepass_kernel(
     v_stride_b, v_stride_h, v_stride_s,
     S, H, rows_padded, key_blocks,
     D: tl.constexpr, ROWS: tl.constexpr, QK_BITS: tl.constexpr, PV_BITS: tl.constexpr,
-    FP8: tl.constexpr, POOL: tl.constexpr, PERMUTE_KEYS: tl.constexpr, FIRST_ROLE: tl.constexpr,
+    FP8: tl.constexpr, POOL: tl.constexpr, GATHER: tl.constexpr,
+    PERMUTE_KEYS: tl.constexpr, FIRST_ROLE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows_padded / ROWS, B*H, roles): one block of V (role 2), K (1) or Q (0)."""
+    """Grid (rows_padded / ROWS, B*H, roles): one block of V (role 2), K (1) or Q (0).
+
+    GATHER: rows are gathered by the head's permutation and K's mean is removed; else the rows of K
+    and V are taken as they lie.
+    """
     block = tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
     role = tl.program_id(2) + FIRST_ROLE
@@ -98,7 +107,9 @@ def prepass_kernel(
     else:
         position = block * ROWS + n
     valid = position < S
-    token = tl.load(permutation + order * S + position, mask=valid, other=0).to(tl.int64)
+    token = position.to(tl.int64)
+    if GATHER:
+        token = tl.load(permutation + order * S + position, mask=valid, other=0).to(tl.int64)
     stored = (batch_head * rows_padded + block * ROWS + n)[:, None] * D + d[None, :]
     pooled = (batch_head * key_blocks + block) * D + d
     size = tl.minimum(S - block * ROWS, ROWS).to(tl.float32)
@@ -119,7 +130,7 @@ def prepass_kernel(
             K + b * k_stride_b + h * k_stride_h + token[:, None] * k_stride_s + d[None, :],
             mask=valid[:, None], other=0.0,
         ).to(tl.float32)  # fmt: skip
-        if QK_BITS < 16:
+        if (QK_BITS < 16) and GATHER:
             x = tl.where(valid[:, None], x - tl.load(k_mean + batch_head * D + d)[None, :], 0.0)
         mean = (tl.sum(x, 0) / size).to(K.dtype.element_ty)
         if POOL:
@@ -186,6 +197,9 @@ def prepare(
         return torch.empty(shape if used else (1,), dtype=dtype, device=q.device)
 
     low_qk, low_pv = qk_bits < 16, pv_bits < 16
+    low_tail = tail and qk_bits == 8 and pv_bits == 8
+    v8_dtype = torch.float8_e4m3fn if pv_bits == 8 and fp8 else torch.int8
+    tiles = triton.cdiv(key_blocks, rows)
     k_mean = v_scale = buffer(False, dtype=torch.float32)
     if low_qk or pv_bits == 8:
         k_mean, v_max = _statistics(k, v)
@@ -195,15 +209,15 @@ def prepare(
         q_scale=buffer(low_qk, pairs, padded, dtype=torch.float32),
         k8=buffer(low_qk, pairs, padded, head_dim, dtype=torch.int8),
         k_scale=buffer(low_qk, pairs, key_blocks if qk_bits == 8 else padded, dtype=torch.float32),
-        v8=buffer(
-            low_pv, pairs, key_blocks, head_dim, rows,
-            dtype=torch.float8_e4m3fn if pv_bits == 8 and fp8 else torch.int8,
-        ),
+        v8=buffer(low_pv, pairs, key_blocks, head_dim, rows, dtype=v8_dtype),
         v_scale=buffer(pv_bits == 4, pairs, key_blocks, head_dim, dtype=torch.float32)
         if pv_bits != 8 else v_scale,
         v_low=buffer(pv_bits == 4, pairs, key_blocks, head_dim, dtype=torch.float32),
         pooled_k=buffer(pool, pairs, key_blocks, head_dim, dtype=k.dtype),
         pooled_v=buffer(pool, pairs, key_blocks, head_dim, dtype=v.dtype),
+        pooled_k8=buffer(low_tail, pairs, tiles * rows, head_dim, dtype=torch.int8),
+        pooled_k_scale=buffer(low_tail, pairs, tiles, dtype=torch.float32),
+        pooled_v8=buffer(low_tail, pairs, tiles, head_dim, rows, dtype=v8_dtype),
     )  # fmt: skip
     if not (low_qk or low_pv or pool):
         return prepared
@@ -214,15 +228,28 @@ def prepare(
     )
     first_role = 0 if low_qk else 1
     programs = padded // rows if low_qk else key_blocks
+    num_warps = 4 if rows < 128 else 8
     prepass_kernel[(programs, pairs, 3 - first_role)](
         q, k, v, permutation, order_of_head, k_mean, v_scale, hadamard,
         prepared.q8, prepared.q_scale, prepared.k8, prepared.k_scale,
         prepared.v8, prepared.v_scale, prepared.v_low, prepared.pooled_k, prepared.pooled_v,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         tokens, heads, padded, key_blocks,
-        D=head_dim, ROWS=rows, QK_BITS=qk_bits, PV_BITS=pv_bits, FP8=fp8, POOL=pool,
-        PERMUTE_KEYS=low_qk and low_pv, FIRST_ROLE=first_role, num_warps=4 if rows < 128 else 8,
+        D=head_dim, ROWS=rows, QK_BITS=qk_bits, PV_BITS=pv_bits, FP8=fp8, POOL=pool, GATHER=True,
+        PERMUTE_KEYS=low_qk and low_pv, FIRST_ROLE=first_role, num_warps=num_warps,
     )  # fmt: skip
+    if low_tail:
+        # The pooled rows are a short sequence [B*H, KVb, D]; the same kernel quantises them.
+        stride = (key_blocks * head_dim, 0, head_dim)
+        prepass_kernel[(tiles, pairs, 2)](
+            q, prepared.pooled_k, prepared.pooled_v, permutation, order_of_head, k_mean, v_scale,
+            hadamard, prepared.q8, prepared.q_scale, prepared.pooled_k8, prepared.pooled_k_scale,
+            prepared.pooled_v8, prepared.v_scale, prepared.v_low, prepared.pooled_k, prepared.pooled_v,
+            *stride, *stride, *stride,
+            key_blocks, 1, tiles * rows, tiles,
+            D=head_dim, ROWS=rows, QK_BITS=8, PV_BITS=8, FP8=fp8, POOL=False, GATHER=False,
+            PERMUTE_KEYS=True, FIRST_ROLE=1, num_warps=num_warps,
+        )  # fmt: skip
     return prepared
 
 
