@@ -95,7 +95,7 @@ def head_strips(
     experiment: Experiment,
     mass: TestMass,
 ) -> list[Strip]:
-    """Return the heads that reordering helps most, at most one per layer, with maps and masks.
+    """Return heads that reordering gathers most, at most one per layer, with maps and masks.
 
     Args:
         probes: the full-attention trajectory.
@@ -114,8 +114,12 @@ def head_strips(
         own, ours = mass["fhw", at.step, layer], mass["tiles", at.step, layer]
         share = MASK_DENSITIES[0]
         gain = _best_recall(ours, share) - _best_recall(own, share)
+        # A head that keeps the model's own order has nothing to show.
+        kept = torch.tensor([name == "FHW" for name in runtime.orders(layer)], device=gain.device)
+        gain = gain.masked_fill(kept, -1.0)
         head = int(gain.argmax())
-        gains.append((float(gain[head]), layer, head))
+        if not kept[head]:
+            gains.append((float(gain[head]), layer, head))
     strips = []
     for _, layer, head in sorted(sorted(gains, reverse=True)[:HEADS], key=lambda g: g[1]):
         q, k, _ = at.inputs[layer]

@@ -51,7 +51,7 @@ class Gallery:
 def render(report: Report, gallery: Gallery) -> str:
     """Return the page as HTML with everything inside it."""
     frames, height, width = report["grid"]
-    device = escape(report["device"])
+    device = "a processor (CPU)" if report["device"] == "cpu" else escape(report["device"])
     tokens = frames * height * width
     cards = "".join(
         f"<li><b>{escape(value)}</b><span>{escape(text)}</span></li>"
@@ -210,7 +210,8 @@ def _table(report: Report) -> str:
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>'
         "</table></div>"
         f'<p class="small">The same numbers are in <code>report.json</code> beside this page. Rows '
-        "in bold are the whole recipe.</p>"
+        "in bold are the whole recipe. Shares: whether all steps have the same density, or noisy ones "
+        "more of it.</p>"
     )
 
 
@@ -220,7 +221,7 @@ def _row(run: Mapping[str, Any]) -> str:
         {"fhw": "own", "axes": "axes", "tiles": "axes + tiles"}[run["orders"]],
         "pooled" if run["tail"] else "dropped",
         {"head": "per head", "global": "shared"}[run["budget"]],
-        "noisy steps more" if run["shares"] else "even",
+        "by noise" if run["shares"] else "even",
         f"{run['warmup']:.0%}",
         number(run["density"]),
         f"{run['qk_bits']}/{run['pv_bits']}",

@@ -120,7 +120,7 @@ def make_demo(
     frames, height, width = scale.grid
     log(
         f"{_device_name(device)}, {frames}x{height}x{width} tokens, {scale.steps} steps, "
-        f"{scale.videos} videos, {len(settings)} settings"
+        f"{_count(scale.videos, 'video')}, {len(settings)} settings"
     )
     kinds: tuple[Orders, ...] = ("fhw", "axes", "tiles")
     plans, calibration_seconds = experiment.calibrate(kinds, log)
@@ -129,7 +129,7 @@ def make_demo(
     if device.type == "cuda":
         experiment.sample(None)  # the first run on a GPU also sets up its libraries
     dense = experiment.sample(None, keep_states=True)
-    log(f"full attention: {dense.seconds:.2f} s for {scale.videos} videos")
+    log(f"full attention: {dense.seconds:.2f} s for {_count(scale.videos, 'video')}")
     probes = probe(experiment, dense.states)
     reference = {kind: experiment.runtime(plans[kind], plain(0.3, orders=kind)) for kind in kinds}
     mass = TestMass(probes, reference)
@@ -228,14 +228,15 @@ def _order_counts(experiment: Experiment, runtime: PlanRuntime) -> dict[str, int
 def _notes(scale: Scale, dtype: torch.dtype, device: torch.device) -> list[str]:
     name = str(dtype).removeprefix("torch.")
     notes = [
-        f"{scale.videos} videos (prompts x seeds) per setting, sampled as one batch: {scale.steps} "
+        f"{_count(scale.videos, 'video')} per setting, each with its own prompt and seed, sampled "
+        f"as one batch: {scale.steps} "
         f"Euler steps, guidance {CFG}, shift {SHIFT}. Seconds are the wall time of that batch.",
         f"Linear layers run in float32 without TF32; attention reads {name} inputs in full "
         "attention and in PARO alike.",
         f"Errors and recall are means over the {scale.probe_steps} steps "
         f"{', '.join(map(str, scale.probed))} of full attention's run: step error over "
-        f"{scale.velocity_videos} test videos, layer error and recall over the conditional half of "
-        f"{scale.attention_videos}.",
+        f"{_count(scale.velocity_videos, 'video')}, layer error and recall over the conditional "
+        f"half of {_count(scale.attention_videos, 'video')}.",
         "Steps of a dense warm-up count with error 0 and recall 1; the density is that of the "
         "other steps.",
         f"Blocks are {scale.block[0]} x {scale.block[1]} tokens. Reordering, quantisation and "
@@ -244,6 +245,10 @@ def _notes(scale: Scale, dtype: torch.dtype, device: torch.device) -> list[str]:
     if device.type == "cpu":
         notes.append("On a processor the PyTorch reference runs: its seconds are not a speed.")
     return notes
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _versions(device: torch.device, commit: str | None) -> dict[str, str]:

@@ -86,7 +86,7 @@ class Scale:
 
 
 FULL_SCALE = Scale((8, 32, 32), (64, 64), 20, 5, 2, 8, 8, 4, 2)
-QUICK_SCALE = Scale((4, 16, 16), (32, 32), 8, 4, 1, 2, 4, 2, 1)
+QUICK_SCALE = Scale((4, 16, 16), (32, 32), 8, 4, 1, 1, 4, 1, 1)
 
 
 def plain(density: float, **changes) -> Setting:
@@ -144,10 +144,8 @@ def quick_table() -> tuple[Setting, ...]:
             plain(1.0, orders="tiles"),
             *(plain(d) for d in (0.5, 0.3, 0.1)),
             plain(0.3, orders="tiles"),
-            *(recipe(d) for d in (0.5, 0.3, 0.1)),
+            *(recipe(d) for d in (0.5, 0.3, 0.2, 0.1)),
             recipe(0.3, qk_bits=8, pv_bits=8),
             recipe(0.5, qk_bits=4, pv_bits=4),
-            plain(0.3, orders="axes", qk_bits=8, pv_bits=8),
-            recipe(0.3, warmup=WARMUP),
         ]
     )
