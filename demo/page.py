@@ -210,8 +210,8 @@ def _table(report: Report) -> str:
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>'
         "</table></div>"
         f'<p class="small">The same numbers are in <code>report.json</code> beside this page. Rows '
-        "in bold are the whole recipe. Shares: whether all steps have the same density, or noisy ones "
-        "more of it.</p>"
+        "in bold are the whole recipe. Shares: whether all steps have the same density, or noisy "
+        "ones more of it.</p>"
     )
 
 
