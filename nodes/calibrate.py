@@ -14,10 +14,9 @@ from . import host_ui, plan_folder
 from .calibration_run import (
     CalibrationResult,
     CalibrationSettings,
-    Conditioning,
     calibrate,
-    with_text,
 )
+from .conditioning import Conditioning, with_text
 from .families import FAMILIES, find_family
 from .load import PlanType
 from .report_picture import draw_report, head_panel

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..calibration import ModelIdentity, NoiseBands, Plan, Recorder, TokenGrid
 from . import attention_hook
+from .conditioning import Conditioning, zero_negative
 from .families import find_family
 from .model_identity import identify
 from .preview import MAX_SIDE, preview_picture
@@ -25,8 +26,6 @@ from .recording import RecordingHandler
 from .report_picture import HeadSample
 
 logger = logging.getLogger("paro_attention")
-
-Conditioning = list[list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +74,6 @@ class CalibrationResult:
     samples: list[HeadSample]
     seconds: float
     runs: int
-
-
-def zero_negative(positive: Conditioning) -> Conditioning:
-    """An empty negative for a positive: the same shapes, all zeros."""
-    result = []
-    for cond, extras in positive:
-        extras = dict(extras)
-        if isinstance(extras.get("pooled_output"), Tensor):
-            extras["pooled_output"] = torch.zeros_like(extras["pooled_output"])
-        result.append([torch.zeros_like(cond), extras])
-    return result
-
-
-def with_text(base: Conditioning | None, text: Conditioning) -> Conditioning:
-    """A prompt's conditioning with what else the base carries (start image, clip vision)."""
-    if not base:
-        return text
-    extras = {k: v for k, v in base[0][1].items() if k != "pooled_output"}
-    return [[cond, {**extras, **own}] for cond, own in text]
 
 
 def calibrate(
@@ -265,7 +245,7 @@ def _report_heads(identity: ModelIdentity) -> list[tuple[int, int]]:
     """Four heads spread over the depth of the model, different ones as far as there are."""
     layers = sorted({round(identity.layers * part) for part in (0.1, 0.35, 0.6, 0.85)})
     layers = [min(layer, identity.layers - 1) for layer in layers]
-    pairs = [(layer, (3 * i + 1) % identity.heads) for i, layer in enumerate(layers)]
+    pairs = [(layer, (2 * i + 1) % identity.heads) for i, layer in enumerate(layers)]
     return sorted(set(pairs))
 
 
