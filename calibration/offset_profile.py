@@ -98,3 +98,10 @@ class RunCentres:
         tokens = valid.sum(-1)
         centre = (place * valid[..., None]).sum(2) / tokens.clamp_min(1)[..., None]
         return cls(centre.to(device), tokens.to(device))
+
+    def at(self, blocks: Tensor | None) -> RunCentres:
+        """The runs of some blocks; of all when None."""
+        if blocks is None:
+            return self
+        blocks = blocks.to(self.tokens.device)
+        return RunCentres(self.centre[blocks], self.tokens[blocks])

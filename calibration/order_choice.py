@@ -12,6 +12,9 @@ from .paper_metric import paper_score
 from .tail_bias import TAIL_BIASES
 
 CHOICES = ("output_error", "block_mass", "paper_metric")
+# Errors this close are decided by retained mass. Measured on the demo model, choosing on one prompt
+# and testing on another: error -0.5 %, recall +0.4 points; 10 % and more cost error.
+TIE = 1.05
 
 
 class OrderChoice(NamedTuple):
@@ -33,8 +36,9 @@ def choose_orders(scores: Tensor, choice: str, alpha: float) -> OrderChoice:
 
     Args:
         scores: [L, H, O, SCORE_COLUMNS], summed over the maps of the choosing prompt.
-        choice: "output_error" (least error of the attention output with the pooled tail),
-            "block_mass" (most mass kept at the target density) or "paper_metric".
+        choice: "output_error" (least error of the attention output with the pooled tail; among
+            nearly equal ones the most mass), "block_mass" (most mass kept at the target density) or
+            "paper_metric".
         alpha: the paper metric's weight of sparsity against quantisation.
 
     Raises:
@@ -51,7 +55,8 @@ def choose_orders(scores: Tensor, choice: str, alpha: float) -> OrderChoice:
     by_bias = scores[..., ERRORS] / scores[..., ENERGY, None].clamp_min(1e-30)
     error = by_bias.amin(-1).sqrt()
     if choice == "output_error":
-        order = error.argmin(-1)
+        close = error <= error.amin(-1, keepdim=True) * TIE
+        order = scores[..., RETAINED].masked_fill(~close, -1.0).argmax(-1)
     elif choice == "block_mass":
         order = scores[..., RETAINED].argmax(-1)
     else:

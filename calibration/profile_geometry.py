@@ -34,9 +34,20 @@ class ProfileGeometry:
         order: str,
         block: tuple[int, int],
         device: torch.device | str = "cpu",
+        query_blocks: Tensor | None = None,
     ) -> None:
+        """Prepares the map.
+
+        Args:
+            bins: bin positions of the profiles.
+            grid: the token grid.
+            order: name of the order.
+            block: (query, key) tokens of a block.
+            device: where the work is to be done.
+            query_blocks: int64 indices, to look at some query blocks only; all when None.
+        """
         self.bins = bins
-        self.queries = RunCentres.of(order, grid, block[0], device=device)
+        self.queries = RunCentres.of(order, grid, block[0], device=device).at(query_blocks)
         self.keys = RunCentres.of(order, grid, block[1], device=device)
         self.key_tokens = self.keys.tokens.sum(1)
         self.query_blocks, self.runs = self.queries.tokens.shape

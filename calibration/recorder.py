@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from .attention_rows import checked_heads
-from .block_layout import checked_block
+from .block_layout import block_count, checked_block
 from .block_mass import block_mass
 from .mass_store import BlockPooling, MassStore, pool_factor
 from .noise_bands import NoiseBands, checked_schedule
 from .offset_profile import OffsetBins
 from .order_choice import CHOICES, OrderChoice, choose_orders
-from .order_scores import SCORE_COLUMNS, order_scores
+from .order_scores import SCORE_COLUMNS, order_scores, sampled_blocks
 from .plan import ModelIdentity, Plan
 from .plan_builder import Findings, build_plan
 from .profile_geometry import ProfileGeometry
@@ -106,6 +106,7 @@ class Recorder:
         self._bins = OffsetBins.for_grid(grid)
         self._permutations: dict[tuple[str, torch.device], Tensor] = {}
         self._geometries: dict[tuple[str, torch.device], ProfileGeometry] = {}
+        self._sampled_geometries: dict[tuple[str, torch.device], ProfileGeometry] = {}
         self._choices: dict[str, OrderChoice] = {}
         self._chosen: list[list[list[str]]] = []
         self._prompt: int | None = None
@@ -136,6 +137,7 @@ class Recorder:
             )
         if index == 1:
             self._fix_choices()
+            self._sampled_geometries.clear()
         self._prompt = index
         if index == 0 and self._nothing_to_choose:
             self._chosen = [[[self.all_candidates[0]]] * self.heads] * self.layers
@@ -242,6 +244,7 @@ class Recorder:
 
     def _score(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         permutations = [self._permutation(name, q.device) for name in self.all_candidates]
+        profiles = [self._sampled_geometry(name, q.device) for name in self.all_candidates]
         rows = []
         for head in range(self.heads):
             scores = [
@@ -254,6 +257,7 @@ class Recorder:
                     self.density,
                     self.head_dim**-0.5,
                     with_paper_metric=self.choice == "paper_metric",
+                    profiles=profiles,
                 )
                 for entry in range(q.shape[0])
             ]
@@ -295,6 +299,15 @@ class Recorder:
         if key not in self._permutations:
             self._permutations[key] = grid_permutation(name, self.grid).to(device)
         return self._permutations[key]
+
+    def _sampled_geometry(self, name: str, device: torch.device) -> ProfileGeometry:
+        key = (name, device)
+        if key not in self._sampled_geometries:
+            blocks = sampled_blocks(block_count(self.grid.tokens, self.block[0]))
+            self._sampled_geometries[key] = ProfileGeometry(
+                self._bins, self.grid, name, self.block, device, query_blocks=blocks
+            )
+        return self._sampled_geometries[key]
 
     def _geometry(self, name: str, device: torch.device) -> ProfileGeometry:
         key = (name, device)
