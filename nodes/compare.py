@@ -6,12 +6,16 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from comfy_api.latest import io, ui
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..calibration.picture_metrics import cosine_similarity, psnr_db, ssim
 from . import host_ui
+
+_SHOWN_WIDTH = 960
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,35 @@ def latent_picture(latent: Tensor) -> Tensor:
     grey = grey.reshape(-1, *grey.shape[-2:])
     grey = (grey - grey.min()) / (grey.max() - grey.min()).clamp(min=1e-6)
     return grey[..., None].expand(-1, -1, -1, 3)
+
+
+def labelled_picture(frame: Tensor, gain: float, summary: str) -> Tensor:
+    """One frame of a comparison as the node shows it: enlarged, with names and numbers.
+
+    Args:
+        frame: [H, 3W, 3] in 0..1, from `difference_picture`.
+        gain: of the difference.
+        summary: lines of text below the pictures.
+
+    Returns:
+        IMAGE [1, H', W', 3].
+    """
+    pixels = Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+    scale = max(1, math.ceil(_SHOWN_WIDTH / pixels.width))
+    pixels = pixels.resize((pixels.width * scale, pixels.height * scale), Image.Resampling.NEAREST)
+    lines = summary.splitlines()
+    top, line_height = 34, 26
+    size = (pixels.width, top + pixels.height + 12 + line_height * len(lines))
+    picture = Image.new("RGB", size, (24, 25, 28))
+    picture.paste(pixels, (0, top))
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(18)
+    for column, name in enumerate(("a", "b", f"difference x {gain:g}")):
+        draw.text((8 + column * pixels.width // 3, 6), name, (235, 235, 230), font)
+    for row, line in enumerate(lines):
+        y = top + pixels.height + 6 + row * line_height
+        draw.text((8, y), line, (235, 235, 230), font)
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
 class ParoCompare(io.ComfyNode):
@@ -132,7 +165,7 @@ class ParoCompare(io.ComfyNode):
         summary = "\n".join(result.line() for result in results)
         host_ui.tell(summary, cls.hidden.unique_id)
         first = results[0]
-        middle = picture[picture.shape[0] // 2 :][:1]
+        middle = labelled_picture(picture[picture.shape[0] // 2], gain, summary)
         shown = {**ui.PreviewImage(middle, cls=cls).as_dict(), **ui.PreviewText(summary).as_dict()}
         return io.NodeOutput(
             picture,
