@@ -1,4 +1,4 @@
-"""Times the whole attention call against torch's SDPA on this GPU: ``python benchmarks/attention.py``.
+"""Times the whole attention call against torch's SDPA: ``python benchmarks/attention.py``.
 
 A call is what a user pays for: gather by each head's own permutation, statistics, quantisation,
 attention over the block lists with the pooled tail, rows restored. Every head has its own random
@@ -35,7 +35,14 @@ from paro_attention.kernels import BlockMask, sparse_attention  # noqa: E402
 MAIN_SHAPE = (1, 12, 32768, 128)
 OTHER_SHAPES = ((1, 12, 32760, 128), (1, 48, 17776, 64), (1, 40, 75600, 128))
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1)
-ERROR_BUDGET = {(16, 16): 0.006, (8, 16): 0.016, (8, 8): 0.045, (16, 8): 0.045, (4, 4): 0.35, (4, 8): 0.3}
+ERROR_BUDGET = {
+    (16, 16): 0.006,
+    (8, 16): 0.016,
+    (8, 8): 0.045,
+    (16, 8): 0.045,
+    (4, 4): 0.35,
+    (4, 8): 0.3,
+}
 
 
 def random_mask(heads: int, tokens: int, block: tuple[int, int], density: float) -> BlockMask:
@@ -50,7 +57,14 @@ def random_mask(heads: int, tokens: int, block: tuple[int, int], density: float)
 
 
 def exact_rows(
-    q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, permutation: Tensor, head: int, query_block: int, tail: bool
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: BlockMask,
+    permutation: Tensor,
+    head: int,
+    query_block: int,
+    tail: bool,
 ) -> tuple[Tensor, Tensor]:
     """Float32 attention of one query block in the head's order, and the tokens of its rows."""
     order = permutation[head].long()
@@ -65,13 +79,19 @@ def exact_rows(
     if tail and not bool(computed.all()):
         block_of = torch.arange(len(order), device=q.device) // key_side
         sizes = torch.bincount(block_of).float()
-        pooled = [torch.zeros(len(sizes), q.shape[-1], device=q.device).index_add_(0, block_of, x) / sizes[:, None] for x in (keys, values)]
+        pooled = [
+            torch.zeros(len(sizes), q.shape[-1], device=q.device).index_add_(0, block_of, x)
+            / sizes[:, None]
+            for x in (keys, values)
+        ]
         extra = (queries @ pooled[0].T * scale + sizes.log()).masked_fill(computed, -math.inf)
         logits, values = torch.cat((logits, extra), -1), torch.cat((values, pooled[1]))
     return torch.softmax(logits, -1) @ values, rows
 
 
-def relative_error(out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, permutation: Tensor, tail: bool) -> float:
+def relative_error(
+    out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, permutation: Tensor, tail: bool
+) -> float:
     """Largest relative error over a few query blocks, the ragged last one among them."""
     heads, last = q.shape[1], mask.num_query_blocks - 1
     errors = []
@@ -92,7 +112,9 @@ def sustained_ms(functions: dict[str, Callable[[], object]], seconds: float) -> 
         for function in functions.values():
             function()
         torch.cuda.synchronize()
-    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in functions}
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {
+        name: [] for name in functions
+    }
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(next(iter(events.values()))) < 5:
         for name, function in functions.items():
@@ -102,10 +124,15 @@ def sustained_ms(functions: dict[str, Callable[[], object]], seconds: float) -> 
             pair[1].record()
             events[name].append(pair)
         torch.cuda.synchronize()
-    return {name: statistics.median(a.elapsed_time(b) for a, b in pairs) for name, pairs in events.items()}
+    return {
+        name: statistics.median(a.elapsed_time(b) for a, b in pairs)
+        for name, pairs in events.items()
+    }
 
 
-def bench_shape(shape: tuple[int, int, int, int], settings: list[tuple], seconds: float) -> list[dict]:
+def bench_shape(
+    shape: tuple[int, int, int, int], settings: list[tuple], seconds: float
+) -> list[dict]:
     """Rows of one shape; ``settings`` are (density, block, qk_bits, pv_bits, tail)."""
     batch, heads, tokens, head_dim = shape
     q, k, v = (
@@ -120,22 +147,35 @@ def bench_shape(shape: tuple[int, int, int, int], settings: list[tuple], seconds
     }
     details: dict[str, dict] = {
         "torch SDPA (default)": {
-            "ours": False, "block": None, "density": 1.0, "qk_bits": 16, "pv_bits": 16, "rel_err": None,
+            "ours": False, "block": None, "density": 1.0, "qk_bits": 16, "pv_bits": 16,
+            "rel_err": None,
         }
     }  # fmt: skip
     for density, block, qk_bits, pv_bits, tail in settings:
         mask = random_mask(heads, tokens, block, density)
-        name = f"PARO {qk_bits}/{pv_bits}, {block[0]}x{block[1]}, density {density}" + ("" if tail else ", no tail")
+        name = f"PARO {qk_bits}/{pv_bits}, {block[0]}x{block[1]}, density {density}" + (
+            "" if tail else ", no tail"
+        )
 
         def call(mask=mask, qk_bits=qk_bits, pv_bits=pv_bits, tail=tail) -> Tensor:
             return sparse_attention(
-                q, k, v, mask, permutation, qk_bits=qk_bits, pv_bits=pv_bits, tail=tail, implementation="triton"
+                q,
+                k,
+                v,
+                mask,
+                permutation,
+                qk_bits=qk_bits,
+                pv_bits=pv_bits,
+                tail=tail,
+                implementation="triton",
             )
 
         error = relative_error(call(), q, k, v, mask, permutation, tail)
         budget = ERROR_BUDGET[qk_bits, pv_bits] * (1.0 if density == 1.0 else 1.3)
         if not error <= budget:
-            raise SystemExit(f"{name} on {shape}: relative error {error:.4f} over its budget {budget:.4f}")
+            raise SystemExit(
+                f"{name} on {shape}: relative error {error:.4f} over its budget {budget:.4f}"
+            )
         functions[name] = call
         details[name] = {
             "ours": True, "block": list(block), "density": mask.density(), "qk_bits": qk_bits,
@@ -146,22 +186,37 @@ def bench_shape(shape: tuple[int, int, int, int], settings: list[tuple], seconds
     timings = sustained_ms(functions, seconds)
     base = timings["torch SDPA (default)"]
     for name, ms in timings.items():
-        row = {"name": name, "whole_call": True, "batch": batch, "heads": heads, "tokens": tokens, "head_dim": head_dim}
+        row = {
+            "name": name,
+            "whole_call": True,
+            "batch": batch,
+            "heads": heads,
+            "tokens": tokens,
+            "head_dim": head_dim,
+        }
         row |= details[name] | {"ms": ms, "speed_up": base / ms}
         row["tflops"] = flops * row["density"] / ms / 1e9
         rows.append(row)
         error = "" if row["rel_err"] is None else f"  error {row['rel_err']:.4f}"
-        print(f"{name:45s} S={tokens:6d} {ms:8.3f} ms {row['tflops']:6.0f} TFLOP/s {base / ms:6.2f}x{error}", flush=True)
+        print(
+            f"{name:45s} S={tokens:6d} {ms:8.3f} ms {row['tflops']:6.0f} TFLOP/s "
+            f"{base / ms:6.2f}x{error}",
+            flush=True,
+        )
     return rows
 
 
 def commit() -> str:
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
     return found.stdout.strip() or "unknown"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / "attention.json")
     parser.add_argument("--quick", action="store_true", help="the main shape only, fewer settings")
     parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds per shape")
@@ -173,7 +228,9 @@ def main() -> None:
 
     torch.manual_seed(0)
     full = [(d, (64, 128), 8, 8, True) for d in DENSITIES]
-    full += [(d, (128, 128), 8, 8, True) for d in DENSITIES] + [(d, (64, 64), 8, 8, True) for d in DENSITIES]
+    full += [(d, (128, 128), 8, 8, True) for d in DENSITIES] + [
+        (d, (64, 64), 8, 8, True) for d in DENSITIES
+    ]
     full += [(d, (64, 128), 8, 8, False) for d in (0.5, 0.2)]
     full += [(d, (64, 128), 8, 16, True) for d in (1.0, 0.5, 0.2)]
     full += [(d, (64, 128), 16, 16, True) for d in (1.0, 0.5, 0.2)]
@@ -181,11 +238,17 @@ def main() -> None:
     rows = bench_shape(MAIN_SHAPE, full, arguments.seconds)
     if not arguments.quick:
         for shape in OTHER_SHAPES:
-            rows += bench_shape(shape, [(d, (64, 128), 8, 8, True) for d in DENSITIES], arguments.seconds)
+            rows += bench_shape(
+                shape, [(d, (64, 128), 8, 8, True) for d in DENSITIES], arguments.seconds
+            )
             torch.cuda.empty_cache()
     report = {
         "gpu": torch.cuda.get_device_name(),
-        "versions": {"torch": torch.__version__, "triton": triton.__version__, "cuda": torch.version.cuda},
+        "versions": {
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "cuda": torch.version.cuda,
+        },
         "commit": arguments.commit or commit(),
         "rows": rows,
     }

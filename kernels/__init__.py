@@ -1,4 +1,4 @@
-"""Block-sparse low-bit attention: the PyTorch reference and the Triton kernels behind one function."""
+"""Block-sparse low-bit attention: PyTorch reference and Triton kernels behind one function."""
 
 from .api import sparse_attention
 from .block_mask import BlockMask

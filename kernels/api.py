@@ -1,4 +1,4 @@
-"""``sparse_attention``: checks its arguments once and hands them to the reference or the kernels."""
+"""``sparse_attention``: checks its arguments once, then runs the reference or the kernels."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def sparse_attention(
     _check_inputs(q, k, v, mask, qk_bits, pv_bits, pv8, implementation)
     permutation, order_of_head = _resolve_orders(q, permutation, order_of_head)
     tail_bias = _resolve_bias(q, tail_bias)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    softmax_scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     fp8 = fp8_supported(q.device) if pv8 == "auto" else pv8 == "fp8"
 
     reason = None
@@ -76,7 +76,7 @@ def sparse_attention(
     if implementation == "reference" or reason is not None:
         return reference_attention(
             q, k, v, mask, permutation, order_of_head, tail_bias,
-            qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail, scale=scale,
+            qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail, scale=softmax_scale,
         )  # fmt: skip
 
     from .triton import block_sparse_attention
@@ -84,7 +84,7 @@ def sparse_attention(
     return block_sparse_attention(
         q, k, v, permutation, order_of_head,
         mask.kv_num_blocks, mask.kv_indices, mask.computed_bits, tail_bias,
-        mask.block[0], mask.block[1], qk_bits, pv_bits, fp8, tail, scale,
+        mask.block[0], mask.block[1], qk_bits, pv_bits, fp8, tail, softmax_scale,
     )  # fmt: skip
 
 
@@ -112,7 +112,8 @@ def _check_inputs(
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.stride(-1) != 1:
             raise ValueError(
-                f"{name} must be contiguous along head_dim, got strides {x.stride()}; call .contiguous()"
+                f"{name} must be contiguous along head_dim, got strides {x.stride()}; "
+                "call .contiguous()"
             )
     if mask.heads != q.shape[1] or mask.tokens != q.shape[2]:
         raise ValueError(
@@ -147,12 +148,14 @@ def _resolve_orders(
         rows = permutation.shape[0]
         if rows not in (1, heads):
             raise ValueError(
-                f"order_of_head must be given where permutation has neither 1 nor {heads} rows, got {rows}"
+                f"order_of_head must be given where permutation has neither 1 nor {heads} rows, "
+                f"got {rows}"
             )
         order_of_head = torch.arange(heads, dtype=torch.int32, device=q.device) * int(rows > 1)
     if order_of_head.shape != (heads,) or order_of_head.dtype != torch.int32:
         raise ValueError(
-            f"order_of_head must be int32 [{heads}], got {order_of_head.dtype} {list(order_of_head.shape)}"
+            f"order_of_head must be int32 [{heads}], got {order_of_head.dtype} "
+            f"{list(order_of_head.shape)}"
         )
     for name, x in (("permutation", permutation), ("order_of_head", order_of_head)):
         if x.device != q.device:

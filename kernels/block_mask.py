@@ -21,7 +21,7 @@ class BlockMask:
 
     Attributes:
         kv_num_blocks: int32 [H, Qb], number of computed key blocks of each query block.
-        kv_indices: int16 [H, Qb, N], their indices in ascending order; entries past the count are 0.
+        kv_indices: int16 [H, Qb, N], their indices, ascending; entries past the count are 0.
         computed_bits: int32 [H, Qb, ceil(KVb / 32)], bit ``j % 32`` of word ``j // 32`` set where
             key block ``j`` is computed.
         block: (query, key) tokens of a block, each 32, 64 or 128.
@@ -62,7 +62,9 @@ class BlockMask:
         check_block(block)
         expected = (-(-tokens // block[0]), -(-tokens // block[1]))
         if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be torch.bool, got {mask.dtype}; compare it with a threshold")
+            raise TypeError(
+                f"mask must be torch.bool, got {mask.dtype}; compare it with a threshold"
+            )
         if mask.ndim != 3 or tuple(mask.shape[1:]) != expected:
             raise ValueError(
                 f"mask must be [H, {expected[0]}, {expected[1]}] for {tokens} tokens in blocks of "
@@ -70,14 +72,19 @@ class BlockMask:
             )
         if expected[1] > MAX_KEY_BLOCKS:
             raise ValueError(
-                f"mask must have at most {MAX_KEY_BLOCKS} key blocks, got {expected[1]}; use larger blocks"
+                f"mask must have at most {MAX_KEY_BLOCKS} key blocks, got {expected[1]}; "
+                "use larger blocks"
             )
         counts = mask.sum(-1, dtype=torch.int32)
         width = max(1, int(counts.max()))
-        # A stable descending sort of the flags lists the computed columns first, in ascending order.
-        listed = torch.argsort(mask.to(torch.uint8), dim=-1, descending=True, stable=True)[..., :width]
+        # A stable descending sort of the flags lists the computed columns first, ascending.
+        listed = torch.argsort(mask.to(torch.uint8), dim=-1, descending=True, stable=True)[
+            ..., :width
+        ]
         listed = torch.where(
-            torch.arange(width, device=mask.device) < counts[..., None], listed, listed.new_zeros(())
+            torch.arange(width, device=mask.device) < counts[..., None],
+            listed,
+            listed.new_zeros(()),
         )
         return cls(counts, listed.to(torch.int16).contiguous(), _pack_bits(mask), block, tokens)
 

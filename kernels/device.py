@@ -24,13 +24,16 @@ def unavailable_reason(
     device: torch.device | str, dtype: torch.dtype | None = None, head_dim: int | None = None
 ) -> str | None:
     """Why the Triton kernels cannot serve this device, dtype or head_dim; None where they can."""
-    device = torch.device(device)
+    device = torch.device(device) if isinstance(device, str) else device
     if dtype is not None and dtype not in (torch.float16, torch.bfloat16):
         return f"the kernels read float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
     if head_dim is not None and head_dim not in HEAD_DIMS:
         return f"the kernels serve head_dim {' and '.join(map(str, HEAD_DIMS))}, not {head_dim}"
     if not TRITON_INSTALLED:
-        return "Triton is not installed (Linux: it comes with torch; Windows: pip install triton-windows)"
+        return (
+            "Triton is not installed (Linux: it comes with torch; "
+            "Windows: pip install triton-windows)"
+        )
     if device.type == "cpu" and interpreting():
         return None
     if device.type != "cuda":

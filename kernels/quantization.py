@@ -5,7 +5,7 @@
 | Q | int8 [-127, 127], one scale per token | int4 [-7, 7] after a Hadamard rotation, per token |
 | K, mean removed | int8, one scale per key block | as Q, after removing each key block's mean |
 | P | uint8-range [0, 127] per row and tile, or FP8 e4m3 | [0, 15] per row and tile |
-| V | int8 or FP8 e4m3, one scale per channel | [0, 15] about the block's mean, per block and channel |
+| V | int8 or FP8 e4m3, one scale per channel | [0, 15] about the block's mean, per channel |
 
 The mean of K over the sequence shifts all logits of a row alike, so softmax does not see it
 (SageAttention, arXiv 2410.02367). The rotation spreads outlier channels and leaves q.k unchanged.

@@ -1,7 +1,7 @@
 """Block-sparse attention in plain PyTorch: the specification of the Triton kernels.
 
 Everything is computed densely in float32 and masked, so it is right on any device and fast on none.
-Low bits are simulated by rounding; integer sums are exact in float32 at these sizes. The pooled tail
+Low bits are simulated by rounding; integer sums are exact in float32 at these sizes. The tail
 follows "one pooled key and value per skipped block" (Sol-Attn, arXiv 2607.24027; PISA, 2602.01077)
 with a bias per head that calibration fits.
 """
@@ -46,7 +46,7 @@ def reference_attention(
     tail: bool,
     scale: float,
 ) -> Tensor:
-    """Attention of [B, H, S, D] inputs, rows back in the model's order; see ``sparse_attention``."""
+    """Attention of [B, H, S, D] inputs, rows in the model's order; see ``sparse_attention``."""
     batch, heads, tokens, head_dim = q.shape
     gather = permutation.long()[order_of_head.long()]  # [H, S]
     index = gather[None, :, :, None].expand(batch, -1, -1, head_dim)
@@ -56,9 +56,11 @@ def reference_attention(
     heads_at_once = max(1, min(heads, CHUNK_ELEMENTS // (batch * tokens * tokens) or 1))
     for first in range(0, heads, heads_at_once):
         part = slice(first, min(heads, first + heads_at_once))
-        reordered = (x[:, part].gather(2, index[:, part]).float() for x in (q, k, v))
+        queries, keys, values = (x[:, part].gather(2, index[:, part]).float() for x in (q, k, v))
         rows = _attend(
-            *reordered,
+            queries,
+            keys,
+            values,
             computed[part],
             tail_bias[part].float(),
             mask.block,
@@ -95,7 +97,7 @@ def _attend(
         k = k - k.mean(2, keepdim=True)
     # Pooled rows are stored in the inputs' dtype.
     pooled_k, pooled_v = (pool(x, key_block).to(dtype).float() for x in (k, v))
-    # The tail is a short sequence of keys of its own: in 8 bits where Q.K and P.V both are, else in 16.
+    # The tail is a short sequence of keys: in 8 bits where Q.K and P.V both are, else in 16.
     low_tail = qk_bits == 8 and pv_bits == 8
     logit_operands = _Logits(q, k, pooled_k, key_block, qk_bits, low_tail)
     values = _Values(v, v, pooled_v, key_block, pv_bits, fp8)
@@ -118,7 +120,7 @@ def _attend(
             pooled = torch.full((*logits.shape[:-1], 0), -math.inf, device=q.device)
         top = torch.cat((logits, pooled), -1).amax(-1, keepdim=True).clamp_min(-1e30)
         if fp8 and pv_bits == 8:
-            # A whole power of two, so that P's rounding to FP8 does not depend on the running maximum.
+            # A whole power of two: P's rounding to FP8 must not depend on the running maximum.
             top = (top / LN_2).ceil() * LN_2
         p = (logits - top).exp()
         p_pooled = (pooled - top).exp()
@@ -219,7 +221,9 @@ class _Values:
             self.v = fake_quantize(v, v_scale, -INT8_MAX, INT8_MAX) * v_scale
         elif bits == 4:
             self.pooled_v = pooled_v
-            centred = _in_blocks(v - pooled_v.repeat_interleave(key_block, -2)[..., : v.shape[-2], :], key_block)
+            centred = _in_blocks(
+                v - pooled_v.repeat_interleave(key_block, -2)[..., : v.shape[-2], :], key_block
+            )
             # The zeros that fill a ragged block lie inside [low, high]: deviations average to zero.
             low, high = centred.amin(-2, keepdim=True), centred.amax(-2, keepdim=True)
             step = ((high - low) / UINT4_MAX).clamp_min(SCALE_FLOOR)

@@ -32,7 +32,16 @@ def block_sparse_attention(
     """Pre-pass and attention; arguments as ``kernels.sparse_attention`` resolves them."""
     block = (query_block, key_block)
     prepared = prepare(
-        q, k, v, permutation, order_of_head, block, qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail
+        q,
+        k,
+        v,
+        permutation,
+        order_of_head,
+        block,
+        qk_bits=qk_bits,
+        pv_bits=pv_bits,
+        fp8=fp8,
+        tail=tail,
     )
     out = _empty_output(q)
     capability = (9, 0) if q.device.type == "cpu" else torch.cuda.get_device_capability(q.device)

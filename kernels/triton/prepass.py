@@ -4,9 +4,10 @@ One launch does the three tensors; a statistics launch before it finds K's mean 
 go through partial results in a fixed order, so the same input gives the same bits.
 
 Quantised tensors are stored in the head's order, padded to whole key blocks with zeros:
-``q8``/``k8`` [B*H, rows, D]; ``v8`` [B*H, KVb, D, block] (transposed, because 8-bit tensor cores read
-both operands along the summed dimension). With an 8-bit V, K's rows are stored permuted inside groups
-of 16 so that the accumulator of Q.K holds P in the register order of the next product's operand.
+``q8``/``k8`` [B*H, rows, D]; ``v8`` [B*H, KVb, D, block] (transposed, because 8-bit tensor cores
+read both operands along the summed dimension). With an 8-bit V, K's rows are stored permuted inside
+groups of 16 so that the accumulator of Q.K holds P in the register order of the next product's
+operand.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from ..quantization import FP8_MAX, INT8_MAX, hadamard_matrix
 from .primitives import round_to_int, token_of_position
 
-STATISTICS_ROWS = 512
+STATISTICS_ROWS = 256
 
 
 class PreparedInputs(NamedTuple):
@@ -42,7 +43,7 @@ class PreparedInputs(NamedTuple):
     pooled_v8: Tensor  # int8 or float8_e4m3fn [B*H, tiles, D, block]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("S", "H", "chunks"))
 def statistics_kernel(
     K, V, k_partial, v_partial,
     k_stride_b, k_stride_h, k_stride_s, v_stride_b, v_stride_h, v_stride_s,
@@ -75,7 +76,7 @@ def statistics_kernel(
     tl.store(v_partial + out, v_max)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("S", "H", "rows_padded", "key_blocks"))
 def prepass_kernel(
     Q, K, V, permutation, order_of_head, k_mean, v_scale, hadamard,
     q8, q_scale, k8, k_scale, v8, v_step, v_low, pooled_k, pooled_v,
@@ -102,7 +103,7 @@ def prepass_kernel(
     order = tl.load(order_of_head + h).to(tl.int64)
     d = tl.arange(0, D)
     n = tl.arange(0, ROWS)
-    if role == 1:
+    if role == 1:  # noqa: SIM108 - Triton compiles a branch, not a conditional tile
         position = block * ROWS + token_of_position(n, PERMUTE_KEYS)
     else:
         position = block * ROWS + n
@@ -181,7 +182,8 @@ def rotate(x, hadamard, D: tl.constexpr):
 
 
 def prepare(
-    q: Tensor, k: Tensor, v: Tensor, permutation: Tensor, order_of_head: Tensor, block: tuple[int, int],
+    q: Tensor, k: Tensor, v: Tensor, permutation: Tensor, order_of_head: Tensor,
+    block: tuple[int, int],
     *, qk_bits: int, pv_bits: int, fp8: bool, tail: bool,
 ) -> PreparedInputs:  # fmt: skip
     """Runs the pre-pass that the given bits and the tail ask for; see the module docstring."""
@@ -244,7 +246,8 @@ def prepare(
         prepass_kernel[(tiles, pairs, 2)](
             q, prepared.pooled_k, prepared.pooled_v, permutation, order_of_head, k_mean, v_scale,
             hadamard, prepared.q8, prepared.q_scale, prepared.pooled_k8, prepared.pooled_k_scale,
-            prepared.pooled_v8, prepared.v_scale, prepared.v_low, prepared.pooled_k, prepared.pooled_v,
+            prepared.pooled_v8, prepared.v_scale, prepared.v_low,
+            prepared.pooled_k, prepared.pooled_v,
             *stride, *stride, *stride,
             key_blocks, 1, tiles * rows, tiles,
             D=head_dim, ROWS=rows, QK_BITS=8, PV_BITS=8, FP8=fp8, POOL=False, GATHER=False,

@@ -8,7 +8,7 @@ import triton.language as tl
 
 @triton.jit
 def round_to_int(x):
-    """Nearest integer of |x| < 2**22, ties to even: the low bits of x + 1.5 * 2**23 are the integer.
+    """Nearest integer of |x| < 2**22, ties to even: it is the low bits of x + 1.5 * 2**23.
 
     One addition and no conversion instruction.
     """
@@ -19,9 +19,9 @@ def round_to_int(x):
 def token_of_position(n, PERMUTE: tl.constexpr):
     """Token offset in its block that is stored at position ``n`` of the block.
 
-    Position 8b + 2t + j of a group of 16 holds token 4t + 2b + j: columns (2t, 2t+1) of two adjacent
-    8-column accumulator fragments of a thread are then four consecutive tokens, which is the 8-bit
-    operand layout of the next product.
+    Position 8b + 2t + j of a group of 16 holds token 4t + 2b + j: columns (2t, 2t+1) of two
+    adjacent 8-column accumulator fragments of a thread are then four consecutive tokens, which is
+    the 8-bit operand layout of the next product.
     """
     if PERMUTE:
         r = n % 16

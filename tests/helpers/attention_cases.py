@@ -49,13 +49,15 @@ class Inputs:
 
 
 def make_inputs(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> Inputs:
-    """Normal q, k, v with an offset in K (as real models have), random orders and masks per head."""
+    """Normal q, k, v with an offset in K (as real models have), random orders and masks."""
     generator = torch.Generator().manual_seed(seed)
 
     def tensor() -> torch.Tensor:
         if case.layout == "BHSD":
             # A slice of a fused projection: rows are three heads apart in memory.
-            x = torch.randn(case.batch, case.heads, case.tokens, 3 * case.head_dim, generator=generator)
+            x = torch.randn(
+                case.batch, case.heads, case.tokens, 3 * case.head_dim, generator=generator
+            )
             return x.to(device, dtype)[..., case.head_dim : 2 * case.head_dim]
         x = torch.randn(case.batch, case.tokens, case.heads * case.head_dim, generator=generator)
         return x.to(device, dtype).view(case.batch, case.tokens, case.heads, -1).transpose(1, 2)
@@ -91,5 +93,5 @@ def _order(case: Case, generator: torch.Generator) -> torch.Tensor:
 
 
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
-    """Frobenius norm of the difference over that of ``want``; NaN stays NaN and fails a comparison."""
+    """Frobenius norm of the difference over that of ``want``; NaN fails any comparison."""
     return float((got.float() - want.float()).norm() / want.float().norm())

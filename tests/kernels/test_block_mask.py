@@ -48,7 +48,9 @@ def test_the_last_bit_of_a_word_survives_the_sign():
 
 def test_rejects_a_mask_of_another_grid():
     mask = torch.ones(2, 4, 4, dtype=torch.bool)
-    with pytest.raises(ValueError, match=r"mask must be \[H, 5, 3\] for 300 tokens .* got \[2, 4, 4\]"):
+    with pytest.raises(
+        ValueError, match=r"mask must be \[H, 5, 3\] for 300 tokens .* got \[2, 4, 4\]"
+    ):
         BlockMask.from_dense(mask, (64, 128), 300)
 
 

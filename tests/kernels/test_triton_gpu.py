@@ -37,7 +37,10 @@ def test_kernel_equals_reference(case, qk_bits, pv_bits, dtype):
 def test_int8_values_equal_the_reference(case):
     inputs = make_inputs(case, torch.bfloat16, "cuda")
     options = {"qk_bits": 8, "pv_bits": 8, "pv8": "int8", "tail": False}
-    assert relative_error(call(inputs, "triton", **options), call(inputs, "reference", **options)) < 8e-3
+    assert (
+        relative_error(call(inputs, "triton", **options), call(inputs, "reference", **options))
+        < 8e-3
+    )
 
 
 LONG = Case("long", heads=4, tokens=4100, head_dim=128, block=(64, 128), density=1.0)
@@ -62,7 +65,9 @@ def test_the_same_input_gives_the_same_bits():
 def test_peak_memory_is_dense_plus_1_6_of_q(block):
     heads, tokens = 12, 16384
     q, k, v = (
-        torch.randn(1, tokens, heads * 128, device="cuda", dtype=torch.bfloat16).view(1, tokens, heads, 128).transpose(1, 2)
+        torch.randn(1, tokens, heads * 128, device="cuda", dtype=torch.bfloat16)
+        .view(1, tokens, heads, 128)
+        .transpose(1, 2)
         for _ in range(3)
     )
     dense_mask = torch.rand(heads, tokens // block[0], tokens // block[1], device="cuda") < 0.3
@@ -88,7 +93,10 @@ def test_compiles_into_one_graph():
     inputs = make_inputs(Case("compile", tokens=512, head_dim=128), torch.bfloat16, "cuda")
 
     def block(q, k, v):
-        return sparse_attention(q * 1.0, k, v, inputs.mask, inputs.permutation, qk_bits=8, pv_bits=8) + 1.0
+        return (
+            sparse_attention(q * 1.0, k, v, inputs.mask, inputs.permutation, qk_bits=8, pv_bits=8)
+            + 1.0
+        )
 
     want = block(inputs.q, inputs.k, inputs.v)
     got = torch.compile(block, fullgraph=True)(inputs.q, inputs.k, inputs.v)
@@ -98,5 +106,11 @@ def test_compiles_into_one_graph():
 def test_eight_bit_values_use_fp8_where_the_card_has_it():
     inputs = make_inputs(LONG, torch.bfloat16, "cuda")
     auto = call(inputs, "triton", qk_bits=8, pv_bits=8)
-    named = call(inputs, "triton", qk_bits=8, pv_bits=8, pv8="fp8" if fp8_supported(inputs.q.device) else "int8")
+    named = call(
+        inputs,
+        "triton",
+        qk_bits=8,
+        pv_bits=8,
+        pv8="fp8" if fp8_supported(inputs.q.device) else "int8",
+    )
     assert torch.equal(auto, named)

@@ -4,6 +4,7 @@ float16 only: the interpreter multiplies bfloat16 wrongly, and loses a carry whe
 both are covered by the GPU tests.
 """
 
+import dataclasses
 import os
 
 import pytest
@@ -15,8 +16,9 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or unavailable_reason("cpu") is not None,
     reason="needs Triton under TRITON_INTERPRET=1 (set where there is no GPU)",
 )
-# 16 bits: float16 rounding of P. Low bits: a value on a rounding boundary may fall either way, which
-# moves it by one level, so the tolerance grows with the level.
+# 16 bits: float16 rounding of P. Low bits: a value on a rounding boundary may fall either way,
+# which moves it by one level, so the tolerance grows with the level.
+kernels = pytest.importorskip("paro_attention.kernels.triton", reason="Triton is not installed")
 TOLERANCE = {16: 1e-3, 8: 2e-3, 4: 2.5e-2}
 
 
@@ -34,6 +36,19 @@ def both(inputs, **options):
 def test_eight_bits_equal_the_reference(case, tail):
     got, want = both(make_inputs(case, torch.float16), qk_bits=8, pv_bits=8, tail=tail)
     assert relative_error(got, want) < TOLERANCE[8]
+
+
+@pytest.mark.parametrize("tail", [True, False])
+@pytest.mark.parametrize("case", [CASES[1], CASES[4]], ids=lambda case: case.name)
+def test_loading_through_pointers_equals_loading_by_tensor_descriptors(case, tail, monkeypatch):
+    inputs = make_inputs(case, torch.float16)
+    described, _ = both(inputs, qk_bits=8, pv_bits=8, tail=tail)
+    choose = kernels.select_launch
+    monkeypatch.setattr(
+        kernels, "select_launch", lambda *a: dataclasses.replace(choose(*a), tma=False)
+    )
+    pointed, _ = both(inputs, qk_bits=8, pv_bits=8, tail=tail)
+    assert torch.equal(described, pointed)
 
 
 @pytest.mark.parametrize("pv_bits", [16, 8, 4])
@@ -57,7 +72,9 @@ def test_heads_may_share_an_order():
 def test_every_row_is_written_once():
     inputs = make_inputs(CASES[1], torch.float16)
     ones = torch.ones_like(inputs.v)
-    got = sparse_attention(inputs.q, inputs.k, ones, inputs.mask, inputs.permutation, implementation="triton")
+    got = sparse_attention(
+        inputs.q, inputs.k, ones, inputs.mask, inputs.permutation, implementation="triton"
+    )
     assert torch.allclose(got.float(), torch.ones(()), atol=2e-3)
 
 
