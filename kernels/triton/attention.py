@@ -177,8 +177,9 @@ def attend_tile(
     """Folds one tile of keys into (acc, row_sum, row_max).
 
     GATHER: 16-bit keys and values lie at their tokens; else they lie in a row. BIASED: ``bias``
-    [BN] is added to the logits (base 2) of each column. TMA: ``k8`` and ``v8`` are tensor descriptors
-    of all heads and ``k_row``, ``v_row`` this head's first rows; else they are this head's pointers.
+    [BN] is added to the logits (base 2) of each column. TMA: ``k8`` and ``v8`` are tensor
+    descriptors of all heads and ``k_row``, ``v_row`` this head's first rows; else they are this
+    head's pointers.
     """
     PERMUTED: tl.constexpr = (QK_BITS < 16) and (PV_BITS < 16)
     n = tl.arange(0, BN)
