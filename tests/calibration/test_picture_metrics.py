@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-
 from paro_attention.calibration.picture_metrics import cosine_similarity, psnr_db, ssim
 
 
