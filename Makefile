@@ -52,7 +52,7 @@ ifneq ($(SYSTEM_TORCH),)
 else
 	$(PIP) $(TORCH)
 endif
-	@$(PY) -c "import torch; print('torch', torch.__version__)"
+	@$(PY) -W ignore -c "import torch; print('torch', torch.__version__)"
 	@touch $@
 
 $(DEMO_STAMP): $(TORCH_STAMP) Makefile

@@ -21,17 +21,24 @@ ALLOWED = {
     "nodes": {"calibration", "kernels", "demo"},
 }
 
-# Runs in a fresh process: loads the pack as ComfyUI does, with some packages made unimportable.
+# Runs in a fresh process: loads the pack as ComfyUI does, with some packages hidden as if they were
+# not installed (torch itself asks for Triton with find_spec, which must then answer None).
 IMPORT_WITHOUT = """
 import importlib, importlib.util, sys
 root, blocked, wanted = sys.argv[1], sys.argv[2].split(","), sys.argv[3].split(",")
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in blocked:
-            raise ImportError(f"{name} is blocked in this test")
+class Hiding:
+    def __init__(self, finder):
+        self.finder = finder
 
-sys.meta_path.insert(0, Blocker())
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        hidden = name.partition(".")[0] in blocked
+        return None if hidden else self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Hiding(finder) for finder in sys.meta_path]
 spec = importlib.util.spec_from_file_location(
     "paro_attention", root + "/__init__.py", submodule_search_locations=[root])
 module = importlib.util.module_from_spec(spec)
