@@ -39,7 +39,7 @@ from paro_attention.calibration.block_mass import block_mass  # noqa: E402
 from paro_attention.calibration.block_selection import forced_blocks, select_blocks  # noqa: E402
 from paro_attention.calibration.metrics import RECALL_DENSITIES  # noqa: E402
 from paro_attention.calibration.offset_profile import OffsetBins  # noqa: E402
-from paro_attention.calibration.order_scores import order_scores  # noqa: E402
+from paro_attention.calibration.order_scores import ERROR_DENSITIES, order_scores  # noqa: E402
 from paro_attention.calibration.predicted_mass import MassPredictor  # noqa: E402
 from paro_attention.calibration.profile_geometry import ProfileGeometry  # noqa: E402
 from paro_attention.calibration.token_order import (  # noqa: E402
@@ -116,6 +116,7 @@ def synthetic_plan(grid: TokenGrid, block: tuple[int, int], layers: int, heads: 
         coarse=torch.full((layers * bands * heads // 8, 64, 64), 128, dtype=torch.uint8),
         recall_true=curve,
         recall_profile=curve.clone(),
+        error=(1 - torch.tensor(ERROR_DENSITIES)).expand(*per_head, -1).contiguous(),
     )
 
 

@@ -3,8 +3,9 @@
 from .noise_bands import NoiseBands
 from .plan import ModelIdentity, Origin, Plan, PlanError, PlanMismatchError
 from .plan_file import load_plan, read_description, save_plan
-from .plan_runtime import PlanRuntime, RuntimeOptions
+from .plan_runtime import PlanRuntime
 from .recorder import Recorder
+from .runtime_options import RuntimeOptions
 from .token_grid import TokenGrid
 
 __all__ = [

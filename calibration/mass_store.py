@@ -64,13 +64,14 @@ def _grouped(x: Tensor, dim: int, factor: int) -> Tensor:
 
 
 class MassStore:
-    """Mean over maps of block mass and of fitted profiles, by (layer, band, head, order)."""
+    """Mean over maps of block mass, fitted profiles and errors, by (layer, band, head, order)."""
 
     def __init__(self, pooling: BlockPooling) -> None:
         self.pooling = pooling
         self._maps: dict[tuple[int, int, int, str], int] = {}
         self._mass: dict[tuple[int, int, int, str], Tensor] = {}
         self._profile: dict[tuple[int, int, int, str], Tensor] = {}
+        self._errors: dict[tuple[int, int, int, str], Tensor] = {}
 
     def add(self, key: tuple[int, int, int, str], mass: Tensor, profile: Tensor) -> None:
         """Adds one map.
@@ -100,6 +101,16 @@ class MassStore:
     def profile(self, key: tuple[int, int, int, str]) -> Tensor:
         """float32 [bf, bh, bw] mean profile."""
         return self._profile[key]
+
+    def add_errors(self, key: tuple[int, int, int, str], errors: Tensor) -> None:
+        """Adds one map's squared errors and energies, [densities, biases + 1]."""
+        errors = errors.cpu().double()
+        self._errors[key] = self._errors[key] + errors if key in self._errors else errors
+
+    def errors(self, key: tuple[int, int, int, str]) -> Tensor:
+        """float32 [densities, biases] relative output error over all maps."""
+        sums = self._errors[key]
+        return (sums[:, :-1] / sums[:, -1:].clamp_min(1e-30)).sqrt().float()
 
     def __contains__(self, key: object) -> bool:
         return key in self._maps

@@ -74,6 +74,23 @@ class NoiseBands:
         """Index of the band that sigma falls into; 0 is the noisiest."""
         return sum(sigma < edge for edge in self.edges)
 
+    def sampled_steps(self, sigmas: Sequence[float], per_band: int) -> tuple[float, ...]:
+        """Evenly spaced steps of a schedule, at most `per_band` of each band.
+
+        Raises:
+            ValueError: a band that holds no step.
+        """
+        sampled = []
+        for band, steps in enumerate(self.steps_in(sorted(set(sigmas), reverse=True))):
+            if not steps:
+                raise ValueError(
+                    f"every noise band must hold a step of the schedule, band {band} of edges "
+                    f"{self.edges} holds none"
+                )
+            count = min(per_band, len(steps))
+            sampled += [steps[int((i + 0.5) * len(steps) / count)] for i in range(count)]
+        return tuple(sampled)
+
     def steps_in(self, sigmas: Sequence[float]) -> list[list[float]]:
         """The given sigmas sorted into the bands."""
         steps: list[list[float]] = [[] for _ in range(self.count)]

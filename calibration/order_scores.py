@@ -12,6 +12,8 @@ therefore ranked by an offset profile fitted to the sampled rows, which knows no
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -23,6 +25,8 @@ from .profile_geometry import ProfileGeometry
 from .tail_bias import TAIL_BIASES, tail_errors
 
 SAMPLED_QUERY_BLOCKS = 16
+# Where a plan stores each head's output error with the tail on.
+ERROR_DENSITIES: tuple[float, ...] = (0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
 _REFINEMENTS = 1
 
 # Columns of a score row.
@@ -69,10 +73,7 @@ def order_scores(
         the reference, retained mass, M_sparse, M_quant and 1 (the number of maps), so that rows of
         several maps can be added.
     """
-    queries, keys, values = (matmul_operand(x)[None, None] for x in (q, k, v))
-    reference = torch.nn.functional.scaled_dot_product_attention(
-        queries, keys, values, scale=scale
-    )[0, 0].float()
+    reference = _dense_output(q, k, v, scale)
     return torch.stack(
         [
             _Sample(q, k, v, reference, order, block, scale).scores(
@@ -81,6 +82,49 @@ def order_scores(
             for index, order in enumerate(permutations)
         ]
     )
+
+
+def error_curve(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    permutation: Tensor,
+    block: tuple[int, int],
+    scale: float,
+    profile: ProfileGeometry,
+    densities: tuple[float, ...] = ERROR_DENSITIES,
+) -> Tensor:
+    """Output error of one head in its order at several densities.
+
+    Args:
+        q, k, v: [S, D] of one head in the model's order.
+        permutation: int64 [S], on the device of q.
+        block: (query, key) tokens of a block.
+        scale: softmax scale.
+        profile: the order's geometry for its sampled query blocks.
+        densities: computed / all blocks among the sampled rows.
+
+    Returns:
+        float32 [len(densities), len(TAIL_BIASES) + 1]: squared error for every bias, and the energy
+        of the reference.
+    """
+    reference = _dense_output(q, k, v, scale)
+    return _Sample(q, k, v, reference, permutation, block, scale).curve(densities, profile)
+
+
+def _dense_output(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    queries, keys, values = (matmul_operand(x)[None, None] for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(queries, keys, values, scale=scale)[
+        0, 0
+    ].float()
+
+
+class _Rows(NamedTuple):
+    block_sums: Tensor  # [n * bq, KVb] sum of p over each block, relative to the row maximum
+    tail: Tensor  # [n * bq, KVb] weight of each block's pooled key
+    mass: Tensor  # [n, KVb] block mass
+    paper: Tensor  # [2] the paper's two criteria
+    tile: Tensor | None  # [n * bq, columns] of p, where one tile holds all rows
 
 
 class _Sample:
@@ -114,9 +158,27 @@ class _Sample:
     def scores(
         self, density: float, with_paper_metric: bool, profile: ProfileGeometry | None
     ) -> Tensor:
+        rows = self._rows(with_paper_metric)
+        kept = self._kept(rows.mass, (density,), profile)
+        errors = self._errors(rows, kept)[0]
+        valid_rows = self.valid.sum(1)
+        retained = ((rows.mass * kept[0]).sum(1) * valid_rows).sum() / valid_rows.sum()
+        one = torch.ones(1, device=self.rows.device)
+        return torch.cat([errors, self._energy()[None], retained[None], rows.paper, one])
+
+    def curve(self, densities: tuple[float, ...], profile: ProfileGeometry) -> Tensor:
+        rows = self._rows(with_paper_metric=False)
+        errors = self._errors(rows, self._kept(rows.mass, densities, profile))
+        return torch.cat([errors, self._energy().expand(len(densities), 1)], 1)
+
+    def _energy(self) -> Tensor:
+        return (self.reference.square() * self.valid.view(-1, 1)).sum()
+
+    def _rows(self, with_paper_metric: bool) -> _Rows:
+        """One pass over the sampled rows: what each block and its pooled key weigh."""
         valid_rows = self.valid.sum(1)
         starts = range(0, len(self.rows), self.step)
-        sums, tails, kept_tile = [], [], None
+        sums, tails, tile = [], [], None
         paper = torch.zeros(2, device=self.rows.device)
         for start in starts:
             tile, top = self._tile(start)
@@ -132,25 +194,35 @@ class _Sample:
                     self.tokens,
                     self.block[1],
                 )
-            kept_tile = tile if len(starts) == 1 else None
         block_sums, tail = torch.cat(sums), torch.cat(tails)  # [n * bq, KVb]
         weight = self.valid.view(-1, 1) / block_sums.sum(1, keepdim=True)
         mass = (block_sums * weight).unflatten(0, (-1, self.block[0])).sum(1)
-        mass /= valid_rows[:, None]
+        return _Rows(
+            block_sums,
+            tail,
+            mass / valid_rows[:, None],
+            paper / (len(self.blocks) * self.key_blocks),
+            tile if len(starts) == 1 else None,
+        )
+
+    def _kept(
+        self, mass: Tensor, densities: tuple[float, ...], profile: ProfileGeometry | None
+    ) -> Tensor:
+        """bool [densities, n, KVb]: the blocks that are computed."""
         ranking = mass[None]
         if profile is not None:
             ranking = profile.evaluate(profile.fit(ranking, _REFINEMENTS))
-        kept = select_blocks(ranking, [round(density * mass.numel())], self.forced)[0]
+        counts = [round(density * mass.numel()) for density in densities]
+        return select_blocks(ranking.expand(len(counts), -1, -1), counts, self.forced)
 
-        errors = torch.zeros(len(TAIL_BIASES), device=self.rows.device)
-        for start in starts:
-            tile = self._tile(start)[0] if kept_tile is None else kept_tile
-            errors += self._errors(start, tile, kept, block_sums, tail)
-        energy = (self.reference.square() * self.valid.view(-1, 1)).sum()
-        retained = ((mass * kept).sum(1) * valid_rows).sum() / valid_rows.sum()
-        one = torch.ones(1, device=self.rows.device)
-        paper = paper / (len(self.blocks) * self.key_blocks)
-        return torch.cat([errors, energy[None], retained[None], paper, one])
+    def _errors(self, rows: _Rows, kept: Tensor) -> Tensor:
+        """float32 [densities, len(TAIL_BIASES)] squared errors."""
+        errors = torch.zeros(len(kept), len(TAIL_BIASES), device=self.rows.device)
+        for start in range(0, len(self.rows), self.step):
+            tile = self._tile(start)[0] if rows.tile is None else rows.tile
+            for index, blocks in enumerate(kept):
+                errors[index] += self._tile_errors(start, tile, blocks, rows)
+        return errors
 
     def _tile(self, start: int) -> tuple[Tensor, Tensor]:
         logits = scaled_logits(self.rows[start : start + self.step], self.keys, self.scale)
@@ -162,19 +234,17 @@ class _Sample:
         logits = self.rows[start : start + self.step].float() @ self.pooled_keys.t()
         return (logits * self.scale - top).exp() * sizes
 
-    def _errors(
-        self, start: int, tile: Tensor, kept: Tensor, block_sums: Tensor, tail: Tensor
-    ) -> Tensor:
-        rows = slice(start, start + len(tile))
-        part = slice(rows.start // self.block[0], rows.stop // self.block[0])
-        computed = kept[part].repeat_interleave(self.block[0], 0).float()  # [R, KVb]
-        tile.view(len(tile), self.key_blocks, self.block[1]).mul_(computed[:, :, None])
-        skipped = tail[rows] * (1 - computed)
-        valid = self.valid.view(-1, 1)[rows]
+    def _tile_errors(self, start: int, tile: Tensor, kept: Tensor, rows: _Rows) -> Tensor:
+        part = slice(start, start + len(tile))
+        blocks = slice(part.start // self.block[0], part.stop // self.block[0])
+        computed = kept[blocks].repeat_interleave(self.block[0], 0).float()  # [R, KVb]
+        masked = tile.view(len(tile), self.key_blocks, self.block[1]) * computed[:, :, None]
+        skipped = rows.tail[part] * (1 - computed)
+        valid = self.valid.view(-1, 1)[part]
         return tail_errors(
-            (tile @ self.values) * valid,
-            (block_sums[rows] * computed).sum(1, keepdim=True),
+            (masked.view(tile.shape) @ self.values) * valid,
+            (rows.block_sums[part] * computed).sum(1, keepdim=True),
             (skipped @ self.pooled_values) * valid,
             skipped.sum(1, keepdim=True),
-            self.reference[rows] * valid,
+            self.reference[part] * valid,
         )

@@ -11,6 +11,7 @@ from .block_layout import BLOCK_SIDES
 from .metrics import RECALL_DENSITIES
 from .noise_bands import NoiseBands
 from .offset_profile import OffsetBins
+from .order_scores import ERROR_DENSITIES
 from .profile_correction import COARSE, MAX_COARSE, MAX_POPULARITY, NO_CORRECTION, POPULARITY
 from .token_grid import TokenGrid
 from .token_order import tile_shape
@@ -106,6 +107,7 @@ class Plan:
         coarse: uint8 [n, Cq, Ck], the coarse correction of the heads so marked, in order.
         recall_true: float32 [L, B, H, 32], recall of masks by the true mass, at RECALL_DENSITIES.
         recall_profile: float32 [L, B, H, 32], recall of the masks that the plan gives.
+        error: float32 [L, B, H, 8], relative output error with the tail on, at ERROR_DENSITIES.
     """
 
     identity: ModelIdentity
@@ -128,6 +130,7 @@ class Plan:
     coarse: Tensor
     recall_true: Tensor
     recall_profile: Tensor
+    error: Tensor
 
     def __post_init__(self) -> None:
         _check_description(self)
@@ -215,6 +218,7 @@ def _check_tensors(plan: Plan) -> None:
         "coarse": (torch.uint8, (coarse, *plan.coarse.shape[-2:])),
         "recall_true": (torch.float32, (*per_head, len(RECALL_DENSITIES))),
         "recall_profile": (torch.float32, (*per_head, len(RECALL_DENSITIES))),
+        "error": (torch.float32, (*per_head, len(ERROR_DENSITIES))),
     }
     for name, (dtype, shape) in expected.items():
         tensor = getattr(plan, name)
@@ -229,6 +233,7 @@ def _check_tensors(plan: Plan) -> None:
     _check_range("candidate_error", plan.candidate_error, 0, 1e9)
     _check_range("recall_true", plan.recall_true, 0, 1.001)
     _check_range("recall_profile", plan.recall_profile, 0, 1.001)
+    _check_range("error", plan.error, 0, 1e9)
     if not 1 <= plan.popularity.shape[-1] <= MAX_POPULARITY:
         raise PlanError(
             f"popularity must have 1 to {MAX_POPULARITY} values, got {plan.popularity.shape[-1]}"

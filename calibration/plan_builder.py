@@ -28,6 +28,7 @@ from .profile_correction import (
     choose_correction,
 )
 from .profile_geometry import ProfileGeometry
+from .tail_bias import TAIL_BIASES
 from .token_grid import TokenGrid
 
 
@@ -118,6 +119,7 @@ def build_plan(found: Findings, geometry: Callable[[str], ProfileGeometry]) -> P
         coarse=codes[COARSE],
         recall_true=gathered([head.recall_true for head in heads]),
         recall_profile=gathered([head.correction.recall.cpu() for head in heads]),
+        error=gathered([head.error for head in heads]),
     )
 
 
@@ -127,6 +129,7 @@ class _Head:
     profile_top: Tensor
     recall_true: Tensor
     correction: Correction
+    error: Tensor
 
 
 def _judge_heads(
@@ -156,7 +159,9 @@ def _judge_heads(
                 mass = found.store.mass(key).to(device)
                 recall = recall_curve(mass[None], mass[None], forced, rows)[0]
                 correction = choose_correction(mass, predicted, recall, forced, rows)
-                judged.append(_Head(codes[0].cpu(), top[0].cpu(), recall.cpu(), correction))
+                bias = TAIL_BIASES.index(round(float(found.choice.tail_bias[layer, head]), 3))
+                error = found.store.errors(key)[:, bias]
+                judged.append(_Head(codes[0].cpu(), top[0].cpu(), recall.cpu(), correction, error))
     return judged
 
 

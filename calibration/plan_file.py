@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from .metrics import RECALL_DENSITIES
 from .noise_bands import NoiseBands
 from .offset_profile import OffsetBins
+from .order_scores import ERROR_DENSITIES
 from .plan import ModelIdentity, Origin, Plan, PlanError
 from .token_grid import TokenGrid
 
@@ -27,7 +28,7 @@ SCHEMA = 1
 METADATA_KEY = "paro_plan"
 TENSORS = (
     "order_of_head", "candidate_error", "tail_bias", "profile", "profile_top", "correction",
-    "popularity", "coarse", "recall_true", "recall_profile",
+    "popularity", "coarse", "recall_true", "recall_profile", "error",
 )  # fmt: skip
 
 
@@ -116,6 +117,7 @@ def _description(plan: Plan) -> dict[str, Any]:
         "candidates": plan.candidates,
         "offset_bins": plan.bins.axes,
         "recall_densities": RECALL_DENSITIES,
+        "error_densities": ERROR_DENSITIES,
         "made_from": asdict(plan.origin),
     }
 
@@ -145,11 +147,12 @@ def _parsed(text: dict[str, Any]) -> dict[str, Any]:
     identity = {name: text["identity"][name] for name in ModelIdentity.__dataclass_fields__}
     origin = {name: text["made_from"][name] for name in Origin.__dataclass_fields__}
     origin["steps"] = _floats(origin["steps"])
-    densities = _floats(text["recall_densities"])
-    if len(densities) != len(RECALL_DENSITIES) or any(
-        abs(a - b) > 1e-6 for a, b in zip(densities, RECALL_DENSITIES, strict=True)
-    ):
-        raise ValueError(f"recall densities must be those of schema {SCHEMA}, got {densities}")
+    for name, expected in (("recall", RECALL_DENSITIES), ("error", ERROR_DENSITIES)):
+        found = _floats(text[f"{name}_densities"])
+        if len(found) != len(expected) or any(
+            abs(a - b) > 1e-6 for a, b in zip(found, expected, strict=True)
+        ):
+            raise ValueError(f"{name} densities must be those of schema {SCHEMA}, got {found}")
     frames, height, width = (_integers(axis) for axis in text["offset_bins"])
     return {
         "identity": ModelIdentity(**identity),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,67 +12,23 @@ from torch import Tensor
 from ..kernels import BlockMask, sparse_attention
 from .block_layout import block_count, checked_block
 from .block_selection import forced_blocks, select_blocks
-from .density_budget import FLOOR, GLOBAL_FROM, band_densities, head_counts, head_densities
+from .density_budget import (
+    FLOOR,
+    MASS_BUDGET_FROM,
+    band_densities,
+    error_benefit,
+    head_counts,
+    head_densities,
+    mass_benefit,
+)
 from .mask_store import MaskStore
 from .metrics import RECALL_DENSITIES
 from .noise_bands import checked_schedule
 from .plan import Plan
 from .predicted_mass import MassPredictor
+from .runtime_options import RuntimeOptions
 from .token_grid import TokenGrid
 from .token_order import sequence_permutation
-
-BITS = (16, 8, 4)
-BUDGETS = ("global", "head")
-
-
-@dataclass(frozen=True, slots=True)
-class RuntimeOptions:
-    """What the user sets.
-
-    Attributes:
-        density: computed / all blocks, mean over the run's sparse steps, in (0, 1].
-        qk_bits, pv_bits: 16, 8 or 4.
-        tail: let pooled keys and values stand for skipped blocks.
-        budget: "global" (heads share one budget by mass) or "head" (each has the same density).
-        shares: noisy bands take more of the density; False: all bands the same.
-        warmup: fraction of the steps that run dense first, 0..1.
-        dense_layers: layers that always run dense.
-        implementation: as `sparse_attention`.
-        block: (query, key) tokens of a block; the plan's when None.
-        dense_first, dense_last: non-grid tokens before and behind the grid; always dense.
-    """
-
-    density: float = 0.3
-    qk_bits: int = 8
-    pv_bits: int = 8
-    tail: bool = True
-    budget: str = "global"
-    shares: bool = True
-    warmup: float = 0.15
-    dense_layers: tuple[int, ...] = ()
-    implementation: str = "auto"
-    block: tuple[int, int] | None = None
-    dense_first: int = 0
-    dense_last: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.density <= 1:
-            raise ValueError(f"density must lie in (0, 1], got {self.density}")
-        for name in ("qk_bits", "pv_bits"):
-            if getattr(self, name) not in BITS:
-                raise ValueError(f"{name} must be one of {BITS}, got {getattr(self, name)!r}")
-        if self.budget not in BUDGETS:
-            raise ValueError(f"budget must be one of {BUDGETS}, got {self.budget!r}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup must lie in 0..1, got {self.warmup}")
-        if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in self.dense_layers):
-            raise ValueError(f"dense_layers must be layer indices, got {self.dense_layers!r}")
-        for name in ("dense_first", "dense_last"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a number of tokens, got {value!r}")
-        if self.block is not None:
-            checked_block(self.block)
 
 
 class PlanRuntime:
@@ -242,14 +197,19 @@ class PlanRuntime:
         )
 
     @property
-    def _pooled_budget(self) -> bool:
-        return self.options.budget == "global" and self.options.density >= GLOBAL_FROM - 1e-9
+    def _budget(self) -> str:
+        """What the budget goes by: "error", "mass" or "head" (every head the same)."""
+        if self.options.budget == "head":
+            return "head"
+        if self.options.tail:
+            return "error"
+        return "mass" if self.options.density >= MASS_BUDGET_FROM - 1e-9 else "head"
 
     def _budget_in_words(self) -> str:
-        if self._pooled_budget:
-            return "one budget for all heads"
+        if self._budget != "head":
+            return f"one budget for all heads by {self._budget}"
         if self.options.budget == "global":
-            return f"the same for every head (density below {GLOBAL_FROM:g})"
+            return f"the same for every head (no tail, density below {MASS_BUDGET_FROM:g})"
         return "the same for every head"
 
     def _band_counts(self, band: int, density: float) -> np.ndarray:
@@ -257,15 +217,23 @@ class PlanRuntime:
         blocks = self.blocks[0] * self.blocks[1]
         counts = np.full((self.plan.layers, self.plan.heads), blocks, dtype=np.int64)
         if self._sparse_layers:
-            curves = self.plan.recall_profile[self._sparse_layers, band].flatten(0, 1).numpy()
-            # Forced blocks and one per row are computed in any case.
-            least = (float(self._forced.sum()) + self.blocks[0]) / blocks
-            densities = head_densities(
-                density, curves, max(FLOOR * density, least), self._pooled_budget
-            )
+            densities = self._head_densities(band, density)
             shared = head_counts(densities, blocks, density)
             counts[self._sparse_layers] = shared.reshape(-1, self.plan.heads)
         return counts
+
+    def _head_densities(self, band: int, density: float) -> np.ndarray:
+        """Density of every head of the sparse layers."""
+        if self._budget == "head":
+            return np.full(len(self._sparse_layers) * self.plan.heads, min(density, 1.0))
+        by_error = self._budget == "error"
+        stored = self.plan.error if by_error else self.plan.recall_profile
+        curves = stored[self._sparse_layers, band].flatten(0, 1).numpy()
+        grid, benefit = error_benefit(curves) if by_error else mass_benefit(curves)
+        # Forced blocks and one per row are computed in any case.
+        blocks = self.blocks[0] * self.blocks[1]
+        least = (float(self._forced.sum()) + self.blocks[0]) / blocks
+        return head_densities(density, grid, benefit, max(FLOOR * density, least))
 
     def _build_mask(self, layer: int, band: int) -> BlockMask:
         mass = self._predictor(layer, band)

@@ -1,8 +1,8 @@
 """The recorder: from the attention of real sampling runs to a plan.
 
-The first prompt chooses every head's order and tail bias; the following ones measure the block mass
-of the chosen order. Only a few steps of each noise band are looked at, and the attention map itself
-is never stored.
+The first half of the prompts chooses every head's order and tail bias; the others measure the block
+mass of the chosen order. Only a few steps of each noise band are looked at, and the attention map
+itself is never stored.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .mass_store import BlockPooling, MassStore, pool_factor
 from .noise_bands import NoiseBands, checked_schedule
 from .offset_profile import OffsetBins
 from .order_choice import CHOICES, OrderChoice, choose_orders
-from .order_scores import SCORE_COLUMNS, order_scores, sampled_blocks
+from .order_scores import SCORE_COLUMNS, error_curve, order_scores, sampled_blocks
 from .plan import ModelIdentity, Plan
 from .plan_builder import Findings, build_plan
 from .profile_geometry import ProfileGeometry
@@ -31,8 +31,9 @@ class Recorder:
     """Collects what a plan needs while a model samples.
 
     Call `begin_prompt` before each of `runs_needed` sampling runs, offer every visual
-    self-attention call to `record`, then `finish`. Prompt 0 chooses orders, the others measure
-    mass; with one prompt the caller runs it twice.
+    self-attention call to `record`, then `finish`. The first half of the prompts chooses orders
+    (one of two or three, two of four or five), the others measure mass; with one prompt the caller
+    runs it twice.
 
     Several kinds of orders can share one recording: pass a sequence of kinds and call `finish` once
     per kind. Each costs no more than the maps of the heads on whose order the kinds disagree.
@@ -97,7 +98,7 @@ class Recorder:
         self.all_candidates = tuple(
             dict.fromkeys(name for names in self.candidates.values() for name in names)
         )
-        self.steps = self._recorded_steps(steps_per_band)
+        self.steps = self.bands.sampled_steps(self.schedule, steps_per_band)
         maps = layers * heads * self.bands.count * len(kinds)
         self._store = MassStore(BlockPooling(grid, self.block, pool_factor(grid, self.block, maps)))
         self._scores = torch.zeros(
@@ -121,6 +122,11 @@ class Recorder:
         return self.prompts if self._nothing_to_choose else max(2, self.prompts)
 
     @property
+    def choosing_runs(self) -> int:
+        """The first runs, on which orders are chosen."""
+        return max(1, self.prompts // 2)
+
+    @property
     def _nothing_to_choose(self) -> bool:
         return len(self.all_candidates) == 1
 
@@ -135,9 +141,8 @@ class Recorder:
             raise ValueError(
                 f"prompt index must be {expected} of {self.runs_needed} runs, got {index}"
             )
-        if index == 1:
+        if index == self.choosing_runs:
             self._fix_choices()
-            self._sampled_geometries.clear()
         self._prompt = index
         if index == 0 and self._nothing_to_choose:
             self._chosen = [[[self.all_candidates[0]]] * self.heads] * self.layers
@@ -165,10 +170,11 @@ class Recorder:
             raise RuntimeError("begin_prompt must be called before record")
         self._check(layer, q, k, v)
         self._device = q.device
-        if self._prompt == 0:
+        choosing = self._prompt < self.choosing_runs
+        if choosing:
             self._score(layer, q, k, v)
-        if self._prompt > 0 or self._nothing_to_choose:
-            self._measure(layer, self.bands.band_of(float(sigma)), q, k)
+        if not choosing or self._nothing_to_choose:
+            self._measure(layer, self.bands.band_of(float(sigma)), q, k, v)
 
     def finish(self, identity: ModelIdentity, note: str = "", orders: str | None = None) -> Plan:
         """Makes the plan.
@@ -218,18 +224,6 @@ class Recorder:
             ),
             lambda order: self._geometry(order, self._device),
         )
-
-    def _recorded_steps(self, per_band: int) -> tuple[float, ...]:
-        recorded = []
-        for band, steps in enumerate(self.bands.steps_in(sorted(set(self.schedule), reverse=True))):
-            if not steps:
-                raise ValueError(
-                    f"every noise band must hold a step of the schedule, band {band} of edges "
-                    f"{self.bands.edges} holds none"
-                )
-            count = min(per_band, len(steps))
-            recorded += [steps[int((i + 0.5) * len(steps) / count)] for i in range(count)]
-        return tuple(recorded)
 
     def _check(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         if not 0 <= layer < self.layers:
@@ -284,7 +278,7 @@ class Recorder:
             for layer in range(self.layers)
         ]
 
-    def _measure(self, layer: int, band: int, q: Tensor, k: Tensor) -> None:
+    def _measure(self, layer: int, band: int, q: Tensor, k: Tensor, v: Tensor) -> None:
         chosen = self._chosen[layer]
         permutations = [
             torch.stack([self._permutation(name, q.device) for name in names]) for names in chosen
@@ -292,7 +286,19 @@ class Recorder:
         for head, masses in block_mass(q, k, permutations, self.block):
             for name, mass in zip(chosen[head], masses, strict=True):
                 profile = self._geometry(name, q.device).fit(mass[None])[0]
-                self._store.add((layer, band, head, name), mass, profile)
+                key = (layer, band, head, name)
+                self._store.add(key, mass, profile)
+                for entry in range(q.shape[0]):
+                    errors = error_curve(
+                        q[entry, head],
+                        k[entry, head],
+                        v[entry, head],
+                        self._permutation(name, q.device),
+                        self.block,
+                        self.head_dim**-0.5,
+                        self._sampled_geometry(name, q.device),
+                    )
+                    self._store.add_errors(key, errors)
 
     def _permutation(self, name: str, device: torch.device) -> Tensor:
         key = (name, device)

@@ -106,9 +106,10 @@ def test_recall_orders_and_description(plan):
     assert recall.shape == (3,) and bool((recall > 0.2).all() and (recall <= 1).all())
     assert run.orders(1) == plan.order_names(1)
     assert run.permutations().shape == (len(plan.orders), plan.grid.tokens)
-    assert "one budget for all heads" in run.describe()
+    assert "one budget for all heads by error" in run.describe()
+    assert "all heads by mass" in runtime(plan, density=0.3, tail=False).describe()
     assert "3 of 20 steps dense first" in run.describe()
-    assert "below 0.2" in runtime(plan, density=0.1).describe()
+    assert "below 0.2" in runtime(plan, density=0.1, tail=False).describe()
 
 
 def test_same_densities_keep_the_masks(plan):

@@ -25,6 +25,7 @@ def test_records_the_asked_steps_of_every_band():
 
 
 def test_runs_needed():
+    assert [make(prompts=n).choosing_runs for n in (1, 2, 3, 4, 5)] == [1, 1, 1, 2, 2]
     assert make(prompts=1).runs_needed == 2
     assert make(prompts=3).runs_needed == 3
     assert make(prompts=1, orders="fhw").runs_needed == 1
