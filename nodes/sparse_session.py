@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..calibration import Plan, PlanRuntime, RuntimeOptions, TokenGrid
 from ..kernels import unavailable_reason
-from .attention_call import VisualCall
+from .attention_call import CROSS_ATTENTION, VisualCall
 from .run_stats import RunStats
 
 logger = logging.getLogger("paro_attention")
@@ -24,6 +24,7 @@ CONTINUED_BELOW = 0.97
 """A run that starts below this share of sigma_max continues an earlier one (Wan 2.2's second
 expert, a partial denoise): the picture is laid out already, so that it needs no warm-up."""
 
+_WANTED = {CROSS_ATTENTION, "warm-up", "dense layer"}
 _compiled: set[tuple[Any, ...]] = set()
 
 
@@ -146,10 +147,10 @@ class SparseSession:
         return out
 
     def declined(self, reason: str) -> None:
-        """Count a call that ran dense, and log each reason once."""
+        """Count a call that ran dense, and log each reason once unless the user asked for it."""
         if self._stats is not None:
             self._stats.count_dense(reason)
-        if reason not in self._announced:
+        if reason not in self._announced and reason not in _WANTED:
             self._announced.add(reason)
             logger.info("PARO: runs dense: %s", reason)
 
