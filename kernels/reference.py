@@ -27,6 +27,8 @@ from .quantization import (
 )
 
 # Floats of one logits chunk; larger problems are cut by head and by query block.
+# 8 MiB stay in a processor's cache, and in the heap: twice as fast there as 128 MiB.
+CPU_CHUNK_ELEMENTS = 1 << 21
 CHUNK_ELEMENTS = 1 << 25
 LN_2 = math.log(2.0)
 
@@ -53,7 +55,8 @@ def reference_attention(
     out = torch.empty(batch, tokens, heads, head_dim, dtype=q.dtype, device=q.device)
     out = out.transpose(1, 2)
     computed = mask.to_dense()
-    heads_at_once = max(1, min(heads, CHUNK_ELEMENTS // (batch * tokens * tokens) or 1))
+    chunk = _chunk_elements(q.device)
+    heads_at_once = max(1, min(heads, chunk // (batch * tokens * tokens) or 1))
     for first in range(0, heads, heads_at_once):
         part = slice(first, min(heads, first + heads_at_once))
         queries, keys, values = (x[:, part].gather(2, index[:, part]).float() for x in (q, k, v))
@@ -104,7 +107,8 @@ def _attend(
     tail_values = _Values(pooled_v, v, pooled_v, key_block, pv_bits if low_tail else 16, fp8)
 
     out = torch.empty_like(q)
-    rows_at_once = max(1, CHUNK_ELEMENTS // (q.shape[0] * q.shape[1] * tokens) // query_block)
+    chunk = _chunk_elements(q.device)
+    rows_at_once = max(1, chunk // (q.shape[0] * q.shape[1] * tokens) // query_block)
     rows_at_once *= query_block
     key_of_block = torch.arange(tokens, device=q.device) // key_block
     for start in range(0, tokens, rows_at_once):
@@ -130,6 +134,10 @@ def _attend(
             weighted = weighted + tail_values(p_pooled)
         out[:, :, rows] = weighted / total.masked_fill(total == 0, 1.0)
     return out
+
+
+def _chunk_elements(device: torch.device) -> int:
+    return CPU_CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS
 
 
 def block_sizes(tokens: int, block: int, device: torch.device) -> Tensor:
