@@ -26,7 +26,7 @@ from .tail_bias import TAIL_BIASES, tail_errors
 
 SAMPLED_QUERY_BLOCKS = 16
 # Where a plan stores each head's output error with the tail on.
-ERROR_DENSITIES: tuple[float, ...] = (0.03, 0.06, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9)
+ERROR_DENSITIES: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
 _REFINEMENTS = 1
 
 # Columns of a score row.
@@ -84,32 +84,37 @@ def order_scores(
     )
 
 
-def error_curve(
+def error_curves(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    permutation: Tensor,
+    permutations: list[Tensor],
     block: tuple[int, int],
     scale: float,
-    profile: ProfileGeometry,
+    profiles: list[ProfileGeometry],
     densities: tuple[float, ...] = ERROR_DENSITIES,
 ) -> Tensor:
-    """Output error of one head in its order at several densities.
+    """Output error of one head in some orders at several densities.
 
     Args:
         q, k, v: [S, D] of one head in the model's order.
-        permutation: int64 [S], on the device of q.
+        permutations: int64 [S] each, on the device of q.
         block: (query, key) tokens of a block.
         scale: softmax scale.
-        profile: the order's geometry for its sampled query blocks.
+        profiles: geometry of each order for its sampled query blocks.
         densities: computed / all blocks among the sampled rows.
 
     Returns:
-        float32 [len(densities), len(TAIL_BIASES) + 1]: squared error for every bias, and the energy
-        of the reference.
+        float32 [O, len(densities), len(TAIL_BIASES) + 1]: squared error for every bias, and the
+        energy of the reference.
     """
     reference = _dense_output(q, k, v, scale)
-    return _Sample(q, k, v, reference, permutation, block, scale).curve(densities, profile)
+    return torch.stack(
+        [
+            _Sample(q, k, v, reference, order, block, scale).curve(densities, profile)
+            for order, profile in zip(permutations, profiles, strict=True)
+        ]
+    )
 
 
 def _dense_output(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:

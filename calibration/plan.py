@@ -107,7 +107,7 @@ class Plan:
         coarse: uint8 [n, Cq, Ck], the coarse correction of the heads so marked, in order.
         recall_true: float32 [L, B, H, 32], recall of masks by the true mass, at RECALL_DENSITIES.
         recall_profile: float32 [L, B, H, 32], recall of the masks that the plan gives.
-        error: float32 [L, B, H, 8], relative output error with the tail on, at ERROR_DENSITIES.
+        error: float32 [L, B, H, 6], relative output error with the tail on, at ERROR_DENSITIES.
     """
 
     identity: ModelIdentity

@@ -19,7 +19,7 @@ from .mass_store import BlockPooling, MassStore, pool_factor
 from .noise_bands import NoiseBands, checked_schedule
 from .offset_profile import OffsetBins
 from .order_choice import CHOICES, OrderChoice, choose_orders
-from .order_scores import SCORE_COLUMNS, error_curve, order_scores, sampled_blocks
+from .order_scores import SCORE_COLUMNS, error_curves, order_scores, sampled_blocks
 from .plan import ModelIdentity, Plan
 from .plan_builder import Findings, build_plan
 from .profile_geometry import ProfileGeometry
@@ -284,21 +284,22 @@ class Recorder:
             torch.stack([self._permutation(name, q.device) for name in names]) for names in chosen
         ]
         for head, masses in block_mass(q, k, permutations, self.block):
-            for name, mass in zip(chosen[head], masses, strict=True):
-                profile = self._geometry(name, q.device).fit(mass[None])[0]
-                key = (layer, band, head, name)
+            keys = [(layer, band, head, name) for name in chosen[head]]
+            for key, mass in zip(keys, masses, strict=True):
+                profile = self._geometry(key[3], q.device).fit(mass[None])[0]
                 self._store.add(key, mass, profile)
-                for entry in range(q.shape[0]):
-                    errors = error_curve(
-                        q[entry, head],
-                        k[entry, head],
-                        v[entry, head],
-                        self._permutation(name, q.device),
-                        self.block,
-                        self.head_dim**-0.5,
-                        self._sampled_geometry(name, q.device),
-                    )
-                    self._store.add_errors(key, errors)
+            for entry in range(q.shape[0]):
+                errors = error_curves(
+                    q[entry, head],
+                    k[entry, head],
+                    v[entry, head],
+                    list(permutations[head]),
+                    self.block,
+                    self.head_dim**-0.5,
+                    [self._sampled_geometry(name, q.device) for name in chosen[head]],
+                )
+                for key, of_order in zip(keys, errors, strict=True):
+                    self._store.add_errors(key, of_order)
 
     def _permutation(self, name: str, device: torch.device) -> Tensor:
         key = (name, device)
