@@ -41,5 +41,7 @@ def preview_picture(model: Any, x0: Tensor) -> Image.Image | None:
     picture = Image.fromarray((rgb * 255).round().to(torch.uint8).numpy())
     scale = max(1, 256 // max(picture.size))
     if scale > 1:
-        picture = picture.resize((picture.width * scale, picture.height * scale), Image.NEAREST)
+        picture = picture.resize(
+            (picture.width * scale, picture.height * scale), Image.Resampling.NEAREST
+        )
     return picture
