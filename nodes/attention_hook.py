@@ -131,10 +131,10 @@ def _make_override(handler: AttentionHandler, previous: Callable | None) -> Call
             return previous(func, *args, **kwargs)
         return func(*args, **kwargs)
 
-    override = torch.compiler.disable(override)
-    override.paro_handler = handler  # type: ignore[attr-defined]
-    override.paro_previous = previous  # type: ignore[attr-defined]
-    return override
+    untraced: Any = torch.compiler.disable(override)
+    untraced.paro_handler = handler
+    untraced.paro_previous = previous
+    return untraced
 
 
 def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable:
