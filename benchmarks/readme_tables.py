@@ -23,7 +23,7 @@ SHOWN_DENSITY = 0.02  # how far a random mask's density may lie from the one it 
 
 
 def attention_table(results: Path) -> str | None:
-    """Whole-call speed-up over SDPA by density, from attention-h100.json."""
+    """Whole-call speed-up over SDPA by bits and density, from attention-h100.json."""
     report = _read(results / "attention-h100.json")
     if report is None:
         return None
@@ -31,32 +31,32 @@ def attention_table(results: Path) -> str | None:
     dense = {_shape(row): row["ms"] for row in rows if not row["ours"]}
     groups: dict[tuple, dict[float, dict]] = {}
     for row in rows:
-        if row["ours"] and row.get("tail", True) and (row["qk_bits"], row["pv_bits"]) == (8, 8):
-            key = (_shape(row), tuple(row["block"]))
+        if row["ours"] and row.get("tail", True):
+            key = (_shape(row), f"{row['qk_bits']}/{row['pv_bits']}", tuple(row["block"]))
             for density in (1.0, *DENSITIES):
                 if abs(row["density"] - density) < SHOWN_DENSITY:
                     groups.setdefault(key, {})[density] = row
     lines = [
-        "| tokens, heads x head_dim | block | SDPA | density 0.5 | 0.3 | 0.2 | 0.1 | error at 1 |",
-        "|---|---|---|---|---|---|---|---|",
+        "| tokens, heads x head_dim | bits | block | SDPA | density 0.5 | 0.3 | 0.2 | 0.1 | error |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (shape, block), by_density in groups.items():
+    for (shape, bits, block), by_density in groups.items():
         _, heads, tokens, head_dim = shape
         speeds = [
             f"{dense[shape] / by_density[d]['ms']:.2f}x" if d in by_density else ""
             for d in DENSITIES
         ]
         error = f"{by_density[1.0]['rel_err']:.3f}" if 1.0 in by_density else ""
-        cells = [f"{tokens:,}, {heads} x {head_dim}", f"{block[0]}x{block[1]}"]
+        cells = [f"{tokens:,}, {heads} x {head_dim}", bits, f"{block[0]}x{block[1]}"]
         cells += [f"{dense[shape]:.2f} ms", *speeds, error]
         lines.append(f"| {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
     lines += [
         "",
         f"{report['gpu']}, {versions}, commit `{report['commit']}`, `make bench`. Speed-up of the "
-        "whole attention call (reorder, quantise, attend with the pooled tail, restore; 8/8 bits, "
-        "bf16 in and out) over torch's default SDPA, launched in turn at sustained clocks. The "
-        "error is relative to float32 attention on random normal data.",
+        "whole attention call (reorder, quantise, attend with the pooled tail, restore; bf16 in and "
+        "out) over torch's default SDPA, launched in turn at sustained clocks. Error: at density 1, "
+        "relative to float32 attention on random normal data.",
     ]
     return "\n".join(lines)
 

@@ -48,7 +48,7 @@ def test_attention_table_divides_the_whole_call_by_sdpa(tmp_path):
     report = {"gpu": "a card", "versions": {"torch": "2"}, "commit": "abc", "rows": rows}
     (tmp_path / "attention-h100.json").write_text(json.dumps(report))
     table = tables.attention_table(tmp_path)
-    assert "| 1,024, 12 x 128 | 64x128 | 8.00 ms | 2.00x |  |  |  | 0.030 |" in table
+    assert "| 1,024, 12 x 128 | 8/8 | 64x128 | 8.00 ms | 2.00x |  |  |  | 0.030 |" in table
     assert "a card" in table and "`abc`" in table
 
 
