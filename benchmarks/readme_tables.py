@@ -37,7 +37,7 @@ def attention_table(results: Path) -> str | None:
                 if abs(row["density"] - density) < SHOWN_DENSITY:
                     groups.setdefault(key, {})[density] = row
     lines = [
-        "| tokens, heads x head_dim | bits | block | SDPA | density 0.5 | 0.3 | 0.2 | 0.1 | error |",
+        "| tokens, heads x dim | bits | block | SDPA | density 0.5 | 0.3 | 0.2 | 0.1 | error |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (shape, bits, block), by_density in groups.items():
@@ -54,9 +54,9 @@ def attention_table(results: Path) -> str | None:
     lines += [
         "",
         f"{report['gpu']}, {versions}, commit `{report['commit']}`, `make bench`. Speed-up of the "
-        "whole attention call (reorder, quantise, attend with the pooled tail, restore; bf16 in and "
-        "out) over torch's default SDPA, launched in turn at sustained clocks. Error: at density 1, "
-        "relative to float32 attention on random normal data.",
+        "whole attention call (reorder, quantise, attend with the pooled tail, restore; bf16 in "
+        "and out) over torch's default SDPA, launched in turn at sustained clocks. Error: at "
+        "density 1, relative to float32 attention on random normal data.",
     ]
     return "\n".join(lines)
 
