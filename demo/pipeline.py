@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     device = torch.device(_device(options.device))
     full = options.full or (device.type == "cuda" and not options.quick)
     scale, settings = (FULL_SCALE, full_table()) if full else (QUICK_SCALE, quick_table())
+    if options.block:
+        scale = replace(scale, block=options.block)
     out = Path(options.out)
     begin = time.perf_counter()
 
@@ -88,10 +91,18 @@ def _parser() -> argparse.ArgumentParser:
         "--quick", action="store_true", help="small grid, few settings (CPU's choice)"
     )
     size.add_argument("--full", action="store_true", help="whole grid and table (GPU's choice)")
+    parser.add_argument(
+        "--block", type=_block, help="query x key tokens of a block, such as 64x128"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of prompts and noise (default: 0)")
     parser.add_argument("--model", default=str(MODEL_FILE), help="another model of the same kind")
     parser.add_argument("--commit", help="recorded in the report where git cannot tell")
     return parser
+
+
+def _block(text: str) -> tuple[int, int]:
+    query, _, key = text.partition("x")
+    return int(query), int(key)
 
 
 def _device(name: str) -> str:
