@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -66,6 +68,8 @@ def sparse_attention(
     permutation, order_of_head = _resolve_orders(q, permutation, order_of_head)
     tail_bias = _resolve_bias(q, tail_bias)
     softmax_scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if not 0 < softmax_scale < math.inf:
+        raise ValueError(f"scale must be positive and finite, got {scale}")
     fp8 = fp8_supported(q.device) if pv8 == "auto" else pv8 == "fp8"
 
     reason = None
@@ -160,7 +164,7 @@ def _resolve_orders(
     for name, x in (("permutation", permutation), ("order_of_head", order_of_head)):
         if x.device != q.device:
             raise ValueError(f"{name} must be on q's device {q.device}, got {x.device}")
-    return permutation.contiguous(), order_of_head
+    return permutation.contiguous(), order_of_head.contiguous()
 
 
 def _resolve_bias(q: Tensor, tail_bias: Tensor | None) -> Tensor:
@@ -173,4 +177,4 @@ def _resolve_bias(q: Tensor, tail_bias: Tensor | None) -> Tensor:
         )
     if tail_bias.device != q.device:
         raise ValueError(f"tail_bias must be on q's device {q.device}, got {tail_bias.device}")
-    return tail_bias
+    return tail_bias.contiguous()

@@ -13,6 +13,7 @@ from torch import Tensor
 
 BLOCK_SIZES = (32, 64, 128)
 MAX_KEY_BLOCKS = torch.iinfo(torch.int16).max
+PACKED_AT_ONCE = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +78,16 @@ class BlockMask:
             )
         counts = mask.sum(-1, dtype=torch.int32)
         width = max(1, int(counts.max()))
-        # A stable descending sort of the flags lists the computed columns first, ascending.
-        listed = torch.argsort(mask.to(torch.uint8), dim=-1, descending=True, stable=True)[
-            ..., :width
-        ]
-        listed = torch.where(
-            torch.arange(width, device=mask.device) < counts[..., None],
-            listed,
-            listed.new_zeros(()),
-        )
-        return cls(counts, listed.to(torch.int16).contiguous(), _pack_bits(mask), block, tokens)
+        heads, query_blocks, key_blocks = mask.shape
+        indices = mask.new_zeros(heads, query_blocks, width, dtype=torch.int16)
+        bits = mask.new_zeros(heads, query_blocks, -(-key_blocks // 32), dtype=torch.int32)
+        # A few heads at a time: sorting takes over 20 bytes a block.
+        together = max(1, PACKED_AT_ONCE // (query_blocks * key_blocks))
+        for start in range(0, heads, together):
+            part = slice(start, start + together)
+            indices[part] = _listed(mask[part], counts[part], width)
+            bits[part] = _pack_bits(mask[part])
+        return cls(counts, indices, bits, block, tokens)
 
     def to_dense(self) -> Tensor:
         """bool [H, Qb, KVb], True where the block is computed."""
@@ -123,6 +124,14 @@ def check_block(block: tuple[int, int]) -> None:
     """Raises ValueError unless both sides of ``block`` are sizes that the kernels serve."""
     if len(block) != 2 or any(side not in BLOCK_SIZES for side in block):
         raise ValueError(f"block must be two of {BLOCK_SIZES} (query, key tokens), got {block}")
+
+
+def _listed(mask: Tensor, counts: Tensor, width: int) -> Tensor:
+    """int64 [H, Qb, width], the computed columns of each row, ascending, then zeros."""
+    # A stable descending sort of the flags lists the computed columns first, in their order.
+    listed = torch.argsort(mask.to(torch.uint8), dim=-1, descending=True, stable=True)
+    behind = torch.arange(width, device=mask.device) >= counts[..., None]
+    return listed[..., :width].masked_fill(behind, 0)
 
 
 def _pack_bits(mask: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ import torch
 MIN_CAPABILITY = (8, 0)
 HEAD_DIMS = (64, 128)
 FP8_CAPABILITY = (8, 9)
-INT4_CAPABILITIES = ((8, 0), (8, 6), (8, 9))
 # Looked up, not imported: that would cost seconds where nothing needs it.
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
@@ -52,8 +51,3 @@ def unavailable_reason(
 def fp8_supported(device: torch.device) -> bool:
     """True where the card multiplies FP8 (sm_89 and newer)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY
-
-
-def native_int4(device: torch.device) -> bool:
-    """True where the card has INT4 tensor cores; elsewhere 4-bit numerics run on 8-bit units."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) in INT4_CAPABILITIES

@@ -31,26 +31,30 @@ def block_sparse_attention(
 ) -> Tensor:
     """Pre-pass and attention; arguments as ``kernels.sparse_attention`` resolves them."""
     block = (query_block, key_block)
-    prepared = prepare(
-        q,
-        k,
-        v,
-        permutation,
-        order_of_head,
-        block,
-        qk_bits=qk_bits,
-        pv_bits=pv_bits,
-        fp8=fp8,
-        tail=tail,
-    )
-    out = _empty_output(q)
-    capability = (9, 0) if q.device.type == "cpu" else torch.cuda.get_device_capability(q.device)
-    launch = select_launch(block, q.shape[-1], qk_bits, pv_bits, capability)
-    attend(
-        q, k, v, out.transpose(1, 2), permutation, order_of_head,
-        kv_num_blocks, kv_indices, computed_bits, tail_bias, prepared, block, launch,
-        qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail, scale=scale,
-    )  # fmt: skip
+    # Triton launches on the current device, which need not be that of q.
+    with torch.cuda.device_of(q):
+        prepared = prepare(
+            q,
+            k,
+            v,
+            permutation,
+            order_of_head,
+            block,
+            qk_bits=qk_bits,
+            pv_bits=pv_bits,
+            fp8=fp8,
+            tail=tail,
+        )
+        out = _empty_output(q)
+        capability = (
+            (9, 0) if q.device.type == "cpu" else torch.cuda.get_device_capability(q.device)
+        )
+        launch = select_launch(block, q.shape[-1], qk_bits, pv_bits, capability)
+        attend(
+            q, k, v, out.transpose(1, 2), permutation, order_of_head,
+            kv_num_blocks, kv_indices, computed_bits, tail_bias, prepared, block, launch,
+            qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail, scale=scale,
+        )  # fmt: skip
     return out
 
 

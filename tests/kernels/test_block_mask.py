@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from paro_attention.kernels import BlockMask
+from paro_attention.kernels import BlockMask, block_mask
 
 
 @st.composite
@@ -44,6 +44,16 @@ def test_the_last_bit_of_a_word_survives_the_sign():
     mask = torch.zeros(1, 33, 33, dtype=torch.bool)
     mask[0, 5, 31] = True
     assert torch.equal(BlockMask.from_dense(mask, (32, 32), 33 * 32).to_dense(), mask)
+
+
+def test_packing_a_head_at_a_time_changes_nothing(monkeypatch):
+    mask = torch.rand(5, 9, 9) < 0.4
+    mask[2] = False
+    at_once = BlockMask.from_dense(mask, (32, 32), 270)
+    monkeypatch.setattr(block_mask, "PACKED_AT_ONCE", 1)
+    one_by_one = BlockMask.from_dense(mask, (32, 32), 270)
+    for name in ("kv_num_blocks", "kv_indices", "computed_bits"):
+        assert torch.equal(getattr(at_once, name), getattr(one_by_one, name))
 
 
 def test_rejects_a_mask_of_another_grid():

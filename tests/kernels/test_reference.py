@@ -141,6 +141,7 @@ def test_hadamard_is_orthonormal_and_equals_its_matrix():
             TypeError,
             "v must have q's dtype",
         ),
+        ({"scale": 0.0}, ValueError, "scale must be positive and finite, got 0.0"),
         ({"q": torch.zeros(128, 64)}, ValueError, r"q must be \[B, H, S, D\], got \[128, 64\]"),
         ({"tail_bias": torch.zeros(3)}, ValueError, r"tail_bias must be float32 \[2\]"),
         (
