@@ -41,7 +41,7 @@ TORCH_STAMP = $(VENV)/.paro-torch
 DEMO_STAMP = $(VENV)/.paro-demo
 TEST_STAMP = $(VENV)/.paro-test
 
-.PHONY: help test demo bench lint format readme compile-report clean
+.PHONY: help test demo bench lint format readme clean
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
@@ -87,9 +87,6 @@ demo: $(DEMO_STAMP)
 
 bench: $(DEMO_STAMP)
 	$(PY) benchmarks/attention.py $(BENCH_ARGS)
-
-compile-report: $(DEMO_STAMP)
-	$(PY) benchmarks/compile_report.py
 
 # Rewrites the measured figures in README.md from benchmarks/results/*.json.
 readme:
