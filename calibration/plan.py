@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .block_layout import BLOCK_SIDES
 from .metrics import RECALL_DENSITIES
-from .noise_bands import NoiseBands
+from .noise_bands import NoiseBands, checked_schedule
 from .offset_profile import OffsetBins
 from .order_scores import ERROR_DENSITIES
 from .profile_correction import COARSE, MAX_COARSE, MAX_POPULARITY, NO_CORRECTION, POPULARITY
@@ -195,6 +195,10 @@ def _check_description(plan: Plan) -> None:
         raise PlanError(
             f"shares must be {plan.bands.count} positive numbers, one per band, got {plan.shares}"
         )
+    try:
+        checked_schedule(plan.schedule, "schedule")
+    except ValueError as error:
+        raise PlanError(str(error)) from None
     for name in (*plan.orders, *plan.candidates):
         try:
             tile_shape(name)

@@ -134,7 +134,7 @@ def _checked_metadata(metadata: dict[str, str] | None) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise PlanError(f"expected JSON in {METADATA_KEY!r}, found: {error}") from None
     schema = description.get("schema") if isinstance(description, dict) else None
-    if schema != SCHEMA:
+    if schema is True or schema != SCHEMA:  # JSON's true equals 1
         raise PlanError(
             f"expected plan schema {SCHEMA}, found {schema!r}; calibrate again or use the version "
             "of PARO Attention that wrote the plan"

@@ -237,9 +237,10 @@ class PlanRuntime:
 
     def _build_mask(self, layer: int, band: int) -> BlockMask:
         mass = self._predictor(layer, band)
-        mass = torch.nn.functional.pad(
-            mass, (0, self.blocks[1] - mass.shape[2], 0, self.blocks[0] - mass.shape[1])
-        )
+        if mass.shape[1:] != self.blocks:  # a copy of all heads' mass
+            mass = torch.nn.functional.pad(
+                mass, (0, self.blocks[1] - mass.shape[2], 0, self.blocks[0] - mass.shape[1])
+            )
         computed = select_blocks(mass, self._counts[band][layer].tolist(), self._forced)
         return BlockMask.from_dense(computed, self.block, self.tokens)
 

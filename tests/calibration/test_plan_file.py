@@ -111,7 +111,10 @@ def test_a_damaged_header_is_a_plan_error_or_harmless(plan, tmp_path, place, val
         (dict(recall_densities=[0.5]), "recall densities must be those of schema 1"),
         (dict(identity={}), "found KeyError"),
         (dict(made_from=None), "expected a complete description of a plan"),
+        (dict(schema=True), "expected plan schema 1, found True"),
         (dict(schedule="fast"), "expected a list"),
+        (dict(schedule=[]), "schedule must hold at least one positive sigma"),
+        (dict(schedule=[0.1, 0.5]), "schedule must be in descending order"),
     ],
 )
 def test_bad_descriptions_are_named(plan, tmp_path, change, message):
