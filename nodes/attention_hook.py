@@ -143,10 +143,10 @@ def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable
     def forward_wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
         options = kwargs.get("transformer_options")
         if options is None:
-            options = next((a for a in args if isinstance(a, dict) and "sigmas" in a), None)
+            options = next((a for a in args if isinstance(a, dict) and "sigmas" in a), {})
         x: Any = args[0] if args else kwargs.get("x")
-        if options is None or not isinstance(x, Tensor):
-            return executor(*args, **kwargs)
+        if options.get("sigmas") is None or not isinstance(x, Tensor):
+            return executor(*args, **kwargs)  # not called by a sampler
         _hook_layers(executor.class_obj, family)  # another GPU's copy of the model is a new one
         handler.begin_forward()
         sigma = float(options["sigmas"].flatten()[0])  # the only host read of a forward

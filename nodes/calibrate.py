@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+import comfy.model_management
 import comfy.samplers
 from comfy_api.latest import io, ui
 from torch import Tensor
@@ -35,6 +36,7 @@ def report_picture(result: CalibrationResult, density: float) -> Tensor:
             result.grid,
             result.plan.order_names(sample.layer)[sample.head],
             (block[0], block[1]),
+            comfy.model_management.get_torch_device(),
         )
         for sample in result.samples
     ]
@@ -195,8 +197,8 @@ class ParoCalibrate(io.ComfyNode):
             node_id=node_id,
             tell=lambda text: host_ui.tell(text, node_id),
         )
+        save_plan(result.plan, path)  # before anything else can go wrong
         picture = report_picture(result, density)
-        save_plan(result.plan, path)
         file = plan_folder.relative_name(path)
         summary = (
             f"wrote {file}: {result.runs} runs, grid {result.grid}, "

@@ -115,7 +115,8 @@ def calibrate(
     image = comfy.sample.fix_empty_latent_channels(clean, latent["samples"])
     grid = _token_grid(clean, image)
     sigmas = _recorded_sigmas(clean, settings)
-    handler = RecordingHandler(node_id, _report_heads(identity))
+    check_interrupt = comfy.model_management.throw_exception_if_processing_interrupted
+    handler = RecordingHandler(node_id, _report_heads(identity), check_interrupt)
     handler.grid = grid
     recorder = Recorder(
         grid,
@@ -143,7 +144,7 @@ def calibrate(
         base = run * steps_per_run
 
         def show(step: int, x0: Tensor, _x: Tensor, _total: int, base: int = base) -> None:
-            comfy.model_management.throw_exception_if_processing_interrupted()
+            check_interrupt()
             picture = _picture(clean, x0)
             preview = None if picture is None else ("JPEG", picture, MAX_SIDE)
             progress.update_absolute(base + step + 1, runs * steps_per_run, preview)
@@ -167,10 +168,10 @@ def calibrate(
             start_step=settings.start_step, last_step=settings.end_step,
             disable_noise=first_stage,
         )  # fmt: skip
-    comfy.model_management.throw_exception_if_processing_interrupted()
+    check_interrupt()
     tell("calibrating: choosing token orders and fitting tails")
     plan = recorder.finish(identity, note=_note(settings, len(prompts)))
-    comfy.model_management.throw_exception_if_processing_interrupted()
+    check_interrupt()
     kept = [handler.kept[key] for key in sorted(handler.kept)]
     return CalibrationResult(plan, samples, grid, kept, time.monotonic() - started, runs)
 

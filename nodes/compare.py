@@ -150,10 +150,11 @@ class ParoCompare(io.ComfyNode):
         results: list[Comparison] = []
         picture: Tensor | None = None
         if images_a is not None and images_b is not None:
+            images_a, images_b = images_a.cpu(), images_b.cpu()  # --gpu-only leaves them there
             results.append(compare_images(images_a, images_b))
             picture = difference_picture(images_a, images_b, gain)
         if latent_a is not None and latent_b is not None:
-            a, b = latent_a["samples"], latent_b["samples"]
+            a, b = latent_a["samples"].cpu(), latent_b["samples"].cpu()
             results.append(compare_latents(a, b))
             if picture is None:
                 left, right = latent_picture(torch.cat([a, b])).chunk(2)

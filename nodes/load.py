@@ -37,11 +37,14 @@ def newest_matching_plan(model: Any) -> Path:
     paths = [plan_folder.plan_path(name) for name in plan_folder.plan_names()]
     for path in sorted(paths, key=lambda p: p.stat().st_mtime_ns, reverse=True):
         try:
-            planned = read_description(path)["identity"]
+            architecture = read_description(path)["identity"]["architecture"]
         except PlanError as error:
             logger.warning("PARO: passed over: %s", error)
             continue
-        if planned["architecture"] == identity.architecture:
+        except (KeyError, TypeError):
+            logger.warning("PARO: passed over: plan file %s names no model", path.name)
+            continue
+        if architecture == identity.architecture:
             return path
     raise FileNotFoundError(
         f"none of the {len(paths)} plans in models/{plan_folder.FOLDER} was made from this model "
@@ -96,14 +99,13 @@ class ParoLoad(io.ComfyNode):
                 io.Float.Input(
                     "density", default=0.3, min=0.05, max=1.0, step=0.01, **host_ui.slider(),
                     tooltip="Share of the attention blocks that are computed, as an average over "
-                    "steps. 0.5 stays close to the dense picture, 0.3 (recommended) is a good "
-                    "middle, 0.2 is fast. 1 computes everything.",
+                    "the steps after the warm-up. 0.5 stays close to the dense picture, 0.3 "
+                    "(recommended) is a good middle, 0.2 is fast. 1 computes everything.",
                 ),
                 io.Combo.Input(
                     "qk_bits", options=BITS, default="8",
-                    tooltip="Precision of query x key. 8 (recommended); 16 is exact. 4 is faster "
-                    "only on cards with 4-bit units, elsewhere it shows 4-bit quality at 8-bit "
-                    "speed.",
+                    tooltip="Precision of query x key. 8 (recommended); 16 is exact. 4 runs on "
+                    "8-bit units: it shows the quality of 4 bits and is not faster than 8.",
                 ),
                 io.Combo.Input(
                     "pv_bits", options=BITS, default="8",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,11 +25,19 @@ class RecordingHandler:
     Args:
         node_id: of the calibrating node.
         samples: (layer, head) pairs whose q and k are kept for the report picture.
+        check_interrupt: raises where the user stopped the run. A recorded step of a large model
+            takes minutes, and the host itself looks only between steps.
     """
 
-    def __init__(self, node_id: str | None, samples: list[tuple[int, int]]):
+    def __init__(
+        self,
+        node_id: str | None,
+        samples: list[tuple[int, int]],
+        check_interrupt: Callable[[], None] = lambda: None,
+    ):
         self._node_id = node_id
         self._samples = samples
+        self._check_interrupt = check_interrupt
         self._stats = RunStats(node=str(node_id), kind="calibrate")
         self._sample_below = 0.0
         self.recorder: Recorder | None = None
@@ -70,6 +79,7 @@ class RecordingHandler:
         q, k, v = call.q, call.k, call.v
         if rows is not None and len(rows) != q.shape[0]:
             q, k, v = (x[list(rows)] for x in (q, k, v))
+        self._check_interrupt()
         recorder.record(call.layer, call.sigma, q, k, v)
         return RECORDED
 

@@ -46,10 +46,14 @@ class HeadPanel:
 
 
 def head_panel(
-    sample: HeadSample, grid: TokenGrid, order: str, block: tuple[int, int]
+    sample: HeadSample,
+    grid: TokenGrid,
+    order: str,
+    block: tuple[int, int],
+    device: torch.device | str = "cpu",
 ) -> HeadPanel:
-    """Compute both block masses of a head."""
-    q, k = (x[None, None].float() for x in (sample.q, sample.k))
+    """Compute both block masses of a head, on `device`: whole maps take minutes on a CPU."""
+    q, k = (x[None, None].to(device) for x in (sample.q, sample.k))
     permutations = torch.stack([grid_permutation("FHW", grid), grid_permutation(order, grid)])
     _, mass = next(iter(block_mass(q, k, permutations, block)))
     before, after = mass.cpu()

@@ -125,7 +125,7 @@ class SparseSession:
         self._announce_compilation(call)
         try:
             out = runtime.attention(call.layer, sigma, call.q, call.k, call.v)
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             raise  # ComfyUI frees memory and tells the user
         except Exception as error:
             if self._on_unsupported == "error" or self._on_cpu(call.q.device):

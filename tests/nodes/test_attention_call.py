@@ -216,6 +216,15 @@ def test_layers_are_told_apart_from_cross_attention_of_the_same_shape():
     assert STATE_KEY not in options
 
 
+def test_a_forward_outside_a_sampler_is_left_alone():
+    model, handler = WanModel(), Handler()
+    _hook_layers(model, WAN)
+    options = {OVERRIDE_KEY: lambda func, *args, **kwargs: func(*args, **kwargs)}
+    wrapper = _make_forward_wrapper(handler, WAN)
+    wrapper(Executor(model), torch.zeros(B, 16, 2, 8, 6), None, None, transformer_options=options)
+    assert (handler.forwards, handler.calls) == (0, [])
+
+
 def test_a_replaced_override_is_put_back_with_the_newcomer_as_dense_path():
     model, handler, seen = WanModel(), Handler("dense layer"), []
 
