@@ -32,13 +32,13 @@ def headline(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     dense = run_of(report, plain(1.0, orders="tiles"))
     if ours:
         bits = f"{ours['qk_bits']} bits"
-        cards.append(("30 %", f"of the comparison table computed, in {bits} (the runs below)"))
+        cards.append(("30 %", f"of the comparison table computed, in {bits}"))
         cards.append((decibels(ours), "PSNR of those videos against full attention"))
     if ours and base:
         change = ours["step_error"] / base["step_error"] - 1
         cards.append(
             (
-                f"{change:+.0%}",
+                f"{100 * change:+.0f} %".replace("-", "−"),
                 "step error against plain skipping, same 30 %, in 16 bits",
             )
         )

@@ -83,7 +83,7 @@ def test_findings_state_the_change_between_two_runs():
     text = "\n".join(findings(report))
     assert "0.0800 → 0.0200 (-75%)" in text
     assert "20.0 dB → 30.0 dB" in text
-    assert ("-75%", "step error against plain skipping, same 30 %, in 16 bits") in headline(report)
+    assert ("−75 %", "step error against plain skipping, same 30 %, in 16 bits") in headline(report)
 
 
 def test_run_of_needs_every_field_to_agree():
