@@ -8,6 +8,7 @@ leading dimensions (frames, batch) are averaged over.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from torch import Tensor
 _SSIM_WINDOW = 11
 _SSIM_SIGMA = 1.5
 _SSIM_K1, _SSIM_K2 = 0.01, 0.03
+_PART = 1 << 22
 
 
 def psnr_db(a: Tensor, b: Tensor, peak: float = 1.0) -> float | None:
@@ -36,7 +38,7 @@ def psnr_db(a: Tensor, b: Tensor, peak: float = 1.0) -> float | None:
     _require_pair(a, b)
     if not peak > 0:
         raise ValueError(f"peak must be a positive range, got {peak}; give max - min of the signal")
-    error = (a.double() - b.double()).square().mean().item()
+    error = sum((x - y).square().sum().item() for x, y in _in_parts(a, b)) / a.numel()
     if error == 0:
         return None
     return 10 * math.log10(peak * peak / error)
@@ -99,11 +101,20 @@ def cosine_similarity(a: Tensor, b: Tensor) -> float:
         b: same shape.
     """
     _require_pair(a, b)
-    x, y = a.double().flatten(), b.double().flatten()
-    norms = (x.norm() * y.norm()).item()
-    if norms == 0:
-        return 1.0 if x.norm().item() == y.norm().item() else 0.0
-    return torch.dot(x, y).item() / norms
+    dot = energy_a = energy_b = 0.0
+    for x, y in _in_parts(a, b):
+        dot += torch.dot(x, y).item()
+        energy_a += torch.dot(x, x).item()
+        energy_b += torch.dot(y, y).item()
+    if energy_a == 0 or energy_b == 0:
+        return 1.0 if energy_a == energy_b else 0.0
+    return dot / (math.sqrt(energy_a) * math.sqrt(energy_b))
+
+
+def _in_parts(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both tensors flat in float64, a part at a time: whole 720p videos would take gigabytes."""
+    for x, y in zip(a.flatten().split(_PART), b.flatten().split(_PART), strict=True):
+        yield x.double(), y.double()
 
 
 def _require_pair(a: Tensor, b: Tensor) -> None:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from paro_attention.calibration import picture_metrics
 from paro_attention.calibration.picture_metrics import cosine_similarity, psnr_db, ssim
 
 
@@ -48,6 +49,13 @@ def test_cosine_of_orthogonal_and_zero_tensors():
     assert cosine_similarity(torch.tensor([1.0, 0]), torch.tensor([0, 1.0])) == 0
     assert cosine_similarity(torch.zeros(3), torch.zeros(3)) == 1
     assert cosine_similarity(torch.zeros(3), torch.ones(3)) == 0
+
+
+def test_long_videos_are_compared_in_parts(monkeypatch):
+    a, b = torch.rand(3, 8, 8, 3), torch.rand(3, 8, 8, 3)
+    whole = psnr_db(a, b), cosine_similarity(a, b)
+    monkeypatch.setattr(picture_metrics, "_PART", 7)
+    assert (psnr_db(a, b), cosine_similarity(a, b)) == pytest.approx(whole, rel=1e-12)
 
 
 def test_bad_pairs_are_refused():
