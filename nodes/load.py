@@ -15,7 +15,7 @@ from ..kernels import unavailable_reason
 from . import attention_hook, host_ui, plan_folder
 from .families import FAMILIES, find_family
 from .layer_list import parse_layers
-from .model_identity import check_plan, identify
+from .model_identity import check_plan, identify, weight_distance
 from .sparse_session import SparseSession
 
 logger = logging.getLogger("paro_attention")
@@ -27,17 +27,22 @@ BITS = ["16", "8", "4"]
 ON_UNSUPPORTED = ["dense", "error"]
 
 
-def newest_matching_plan(model: Any) -> Path:
-    """The newest plan in models/paro that was made from this model's architecture.
+def matching_plan(model: Any) -> Path:
+    """The newest plan in models/paro that was made from this model's weights.
+
+    Where there is none, the newest one that was made from its architecture: Wan 2.2's two experts
+    share that, so that the newest plan alone may well be the other one's.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is none of either.
     """
     identity = identify(model)
     paths = [plan_folder.plan_path(name) for name in plan_folder.plan_names()]
+    similar: Path | None = None
     for path in sorted(paths, key=lambda p: p.stat().st_mtime_ns, reverse=True):
         try:
-            architecture = read_description(path)["identity"]["architecture"]
+            planned = read_description(path)["identity"]
+            architecture, weights = planned["architecture"], str(planned["weights"])
         except PlanError as error:
             logger.warning("PARO: passed over: %s", error)
             continue
@@ -45,11 +50,15 @@ def newest_matching_plan(model: Any) -> Path:
             logger.warning("PARO: passed over: plan file %s names no model", path.name)
             continue
         if architecture == identity.architecture:
-            return path
-    raise FileNotFoundError(
-        f"none of the {len(paths)} plans in models/{plan_folder.FOLDER} was made from this model "
-        f"({identity.description}); run Calibrate PARO on it first"
-    )
+            if weight_distance(identity.weights, weights) == 0:
+                return path
+            similar = similar or path
+    if similar is None:
+        raise FileNotFoundError(
+            f"none of the {len(paths)} plans in models/{plan_folder.FOLDER} was made from this "
+            f"model ({identity.description}); run Calibrate PARO on it first"
+        )
+    return similar
 
 
 def unserved_reason(model: Any) -> str | None:
@@ -93,8 +102,8 @@ class ParoLoad(io.ComfyNode):
                     options=[AUTO, NO_FILE, *plan_folder.plan_names()],
                     default=AUTO,
                     tooltip="A file of models/paro. auto takes the newest one that was made from "
-                    "this model's architecture. Not used where paro_plan is connected; set it to "
-                    "none then.",
+                    "this model, else the newest of its architecture. Not used where paro_plan is "
+                    "connected; set it to none then.",
                 ),
                 io.Float.Input(
                     "density", default=0.3, min=0.05, max=1.0, step=0.01, **host_ui.slider(),
@@ -182,7 +191,7 @@ class ParoLoad(io.ComfyNode):
         elif plan == NO_FILE:
             raise ValueError("plan is none: connect paro_plan, or pick a plan file, or auto")
         else:
-            path = newest_matching_plan(model) if plan == AUTO else plan_folder.plan_path(plan)
+            path = matching_plan(model) if plan == AUTO else plan_folder.plan_path(plan)
             chosen, name = load_plan(path), path.name
         identity = identify(model)
         for warning in check_plan(chosen, identity):

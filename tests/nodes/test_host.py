@@ -189,10 +189,13 @@ def test_a_plan_calibrated_again_under_its_name_is_seen(planned):
 
 
 def test_the_newest_fitting_plan_is_found_by_itself(planned):
+    assert planned.run(calibration(base("t2v-other-weights"), "newest")).error is None
+    before = len(planned.log_text())
     graph = with_paro(base("t2v"), "t2v", density=0.3)
     graph["load"]["inputs"]["plan"] = "auto"
     run = planned.run(graph)
     assert run.error is None, run.message
+    assert "other weights" not in planned.log_text()[before:], "the model's own plan comes first"
     graph = with_paro(base("t2v-three-layers"), "t2v")
     graph["load"]["inputs"]["plan"] = "auto"
     assert "none of the" in planned.run(graph).message
