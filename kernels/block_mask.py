@@ -110,15 +110,6 @@ class BlockMask:
             self.tokens,
         )
 
-    def pin_memory(self) -> BlockMask:
-        return BlockMask(
-            self.kv_num_blocks.pin_memory(),
-            self.kv_indices.pin_memory(),
-            self.computed_bits.pin_memory(),
-            self.block,
-            self.tokens,
-        )
-
 
 def check_block(block: tuple[int, int]) -> None:
     """Raises ValueError unless both sides of ``block`` are sizes that the kernels serve."""
