@@ -99,6 +99,10 @@ class PlanRuntime:
             self._counts = counts
             self._masks.clear()
 
+    def end_run(self) -> None:
+        """Frees what is needed to build masks; the masks themselves stay for the next run."""
+        self._predictor.release()
+
     def is_dense(self, layer: int, sigma: float) -> str | None:
         """Why a call runs dense: "warm-up", "dense layer", or None where it does not."""
         if sigma > self._warm_above:

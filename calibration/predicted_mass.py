@@ -58,6 +58,10 @@ class MassPredictor:
                 mass[head] = apply_correction(mass[head], rows[row])
         return mass
 
+    def release(self) -> None:
+        """Frees the geometries, up to 25 MB per order; the next call computes them again."""
+        self._geometries.clear()
+
     def _geometry(self, name: str) -> ProfileGeometry:
         if name not in self._geometries:
             self._geometries[name] = ProfileGeometry(

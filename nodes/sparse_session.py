@@ -81,10 +81,12 @@ class SparseSession:
     def end_run(self, failed: bool) -> None:
         """Log and publish the summary of the run."""
         stats, self._stats = self._stats, None
+        if stats is not None and not failed:
+            stats.density_sum = self._density_sum()
+        for runtime in self._runtimes.values():
+            runtime.end_run()
         if stats is None:
             return
-        if not failed:
-            stats.density_sum = self._density_sum()
         stats.publish(failed)
         if stats.calls:
             self._tell(stats.line(), logging.INFO)

@@ -90,6 +90,14 @@ def test_text_at_both_ends_is_dense_and_in_place(synthetic_model, plan):
     torch.testing.assert_close(whole.attention(0, SIGMA, *padded), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_masks_outlive_a_run_and_more_can_be_built_after_it(plan):
+    run, whole = runtime(plan, density=0.3), runtime(plan, density=0.3)
+    first = run.mask(0, SIGMA)
+    run.end_run()
+    assert run.mask(0, SIGMA) is first
+    assert torch.equal(run.mask(1, SIGMA).to_dense(), whole.mask(1, SIGMA).to_dense())
+
+
 @pytest.mark.parametrize("block", [None, (64, 64), (32, 128)])
 def test_other_grids_and_blocks(plan, synthetic_model, block):
     grid = TokenGrid(6, 10, 16)
