@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from pathlib import Path
@@ -21,7 +22,8 @@ def register() -> None:
     if default not in paths:
         paths.append(default)
     folder_paths.folder_names_and_paths[FOLDER] = (paths, {EXTENSION})
-    os.makedirs(default, exist_ok=True)
+    with contextlib.suppress(OSError):  # a read-only models folder: Calibrate PARO will say so
+        os.makedirs(default, exist_ok=True)
 
 
 def plan_names() -> list[str]:
