@@ -33,6 +33,7 @@ from .measure import (
 from .page import Gallery, render
 from .sampler import CFG, SHIFT
 from .settings import (
+    EVERY_ORDERS,
     FULL_SCALE,
     QUICK_SCALE,
     Orders,
@@ -133,7 +134,9 @@ def make_demo(
         f"{_device_name(device)}, {frames}x{height}x{width} tokens, {scale.steps} steps, "
         f"{_count(scale.videos, 'video')}, {len(settings)} settings"
     )
-    kinds: tuple[Orders, ...] = ("fhw", "axes", "tiles")
+    # The page shows "fhw" and "tiles" whatever the settings.
+    used = {"fhw", "tiles", *(setting.orders for setting in settings)}
+    kinds = [kind for kind in EVERY_ORDERS if kind in used]
     plans, calibration_seconds = experiment.calibrate(kinds, log)
     log(f"calibrated on {scale.calibration_prompts} prompts in {calibration_seconds:.1f} s")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Orders = Literal["fhw", "axes", "tiles"]
+EVERY_ORDERS: tuple[Orders, ...] = ("fhw", "axes", "tiles")
 DENSITIES = (0.5, 0.3, 0.2, 0.1)
 WARMUP = 0.2
 
@@ -105,10 +106,9 @@ def _unique(settings: Iterable[Setting]) -> tuple[Setting, ...]:
 
 def full_table() -> tuple[Setting, ...]:
     """Every comparison that the report draws, each part changed with all else equal."""
-    every_order: tuple[Orders, ...] = ("fhw", "axes", "tiles")
     rows: list[Setting] = []
     # Reordering alone, with the tail, and in the whole recipe.
-    rows += [plain(d, orders=o) for o in every_order for d in (1.0, *DENSITIES)]
+    rows += [plain(d, orders=o) for o in EVERY_ORDERS for d in (1.0, *DENSITIES)]
     rows += [plain(d, orders=o, tail=True) for o in ("fhw", "tiles") for d in DENSITIES]
     rows += [recipe(d, orders=o) for o in ("fhw", "tiles") for d in DENSITIES]
     rows += [plain(0.3, orders="axes", tail=True), recipe(0.3, orders="axes")]
