@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..calibration import ModelIdentity, NoiseBands, Plan, Recorder, TokenGrid
+from ..calibration.block_layout import default_block
 from . import attention_hook
 from .conditioning import Conditioning, zero_negative
 from .families import find_family
@@ -125,6 +126,7 @@ def calibrate(
         head_dim=identity.head_dim,
         schedule=sigmas,
         bands=NoiseBands.from_schedule(sigmas, count=settings.noise_bands),
+        block=default_block(grid.tokens),
         orders=settings.orders,
         choice=settings.choice,
         density=settings.density,
