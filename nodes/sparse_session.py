@@ -21,6 +21,8 @@ logger = logging.getLogger("paro_attention")
 KEPT_RUNTIMES = 3
 """Grids and devices whose masks are kept; context windows use several in one run."""
 CONTINUED_BELOW = 0.97
+# A kernel that fails in this many layers fails in all: no further warnings and attempts.
+FAILURES_TO_GIVE_UP = 3
 """A run that starts below this share of sigma_max continues an earlier one (Wan 2.2's second
 expert, a partial denoise): the picture is laid out already, so that it needs no warm-up."""
 
@@ -117,8 +119,8 @@ class SparseSession:
         tokens = call.q.shape[2]
         if tokens < self._min_tokens:
             return f"fewer than {self._min_tokens} tokens"
-        if call.layer in self._failed_layers:
-            return "the kernel failed in this layer"
+        if call.layer in self._failed_layers or len(self._failed_layers) >= FAILURES_TO_GIVE_UP:
+            return "the kernel failed"
         sigma = call.sigma
         key, runtime = self._runtime(call)
         reason = runtime.is_dense(call.layer, sigma)
@@ -139,7 +141,7 @@ class SparseSession:
                 logging.WARNING,
             )
             logger.debug("the kernel's error", exc_info=True)
-            return "the kernel failed in this layer"
+            return "the kernel failed"
         self._handled[key, call.layer, sigma] += 1
         stats = self._stats
         if stats is not None:

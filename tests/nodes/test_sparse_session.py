@@ -123,11 +123,29 @@ def test_a_failing_kernel_turns_its_layer_dense_on_a_gpu_only(plan, monkeypatch)
     with pytest.raises(RuntimeError, match="misaligned"):
         sparse.attend(call(0, 0.9))
     monkeypatch.setattr(SparseSession, "_on_cpu", staticmethod(lambda _device: False))
-    assert sparse.attend(call(0, 0.9)) == "the kernel failed in this layer"
+    assert sparse.attend(call(0, 0.9)) == "the kernel failed"
     assert told[-1][0] == logging.WARNING and "misaligned address" in told[-1][1]
     monkeypatch.undo()
-    assert sparse.attend(call(0, 0.6)) == "the kernel failed in this layer"
+    assert sparse.attend(call(0, 0.6)) == "the kernel failed"
     assert isinstance(sparse.attend(call(1, 0.6)), torch.Tensor)
+
+
+def test_a_kernel_that_fails_everywhere_is_given_up_with_few_warnings(plan, monkeypatch):
+    told: list = []
+    sparse = session(plan, told)
+    sparse.begin_run(SIGMAS, MODEL)
+    monkeypatch.setattr(SparseSession, "_on_cpu", staticmethod(lambda _device: False))
+    monkeypatch.setattr("paro_attention.nodes.sparse_session.FAILURES_TO_GIVE_UP", 1)
+    tried = []
+
+    def fails(*_args, **_kwargs):
+        tried.append(1)
+        raise RuntimeError("does not compile")
+
+    monkeypatch.setattr("paro_attention.calibration.plan_runtime.sparse_attention", fails)
+    assert {sparse.attend(call(layer, 0.9)) for layer in (0, 1, 0, 1)} == {"the kernel failed"}
+    assert len(tried) == 1
+    assert sum(level == logging.WARNING for level, _ in told) == 1
 
 
 def test_what_the_kernels_cannot_serve_is_dense_or_an_error(plan):
