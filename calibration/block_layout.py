@@ -21,7 +21,7 @@ def checked_block(block: tuple[int, int]) -> tuple[int, int]:
 
 
 # From this many tokens on, blocks of 64 x 128 are wanted: the kernels run them a quarter faster
-# than 64 x 64 (benchmarks/results/attention-h100.json), and there are enough of them to choose from.
+# than 64 x 64 (benchmarks/results/attention-h100.json), and there are enough to choose from.
 WIDE_BLOCKS_FROM = 16384
 
 
