@@ -135,8 +135,8 @@ def make_demo(
         f"{_count(scale.videos, 'video')}, {len(settings)} settings"
     )
     # The page shows "fhw" and "tiles" whatever the settings.
-    used = {"fhw", "tiles", *(setting.orders for setting in settings)}
-    kinds = [kind for kind in EVERY_ORDERS if kind in used]
+    used: set[Orders] = {"fhw", "tiles", *(setting.orders for setting in settings)}
+    kinds: list[Orders] = [kind for kind in EVERY_ORDERS if kind in used]
     plans, calibration_seconds = experiment.calibrate(kinds, log)
     log(f"calibrated on {scale.calibration_prompts} prompts in {calibration_seconds:.1f} s")
 
