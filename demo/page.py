@@ -128,8 +128,9 @@ def _heads(gallery: Gallery) -> str:
         "compute or skip. The mask (amber = computed) was fixed beforehand, from other prompts."
         f'</p><div class="heads">{"".join(_strip(s, "maps") for s in gallery.heads)}</div>'
         f'<p class="small">An order such as “8x2x4” lays the video out in boxes of 8 frames × 2 '
-        f"lines × 4 columns of patches; one such as “HWF” goes through height first, then width, "
-        f'then frames.</p><div class="panel"><h3>Orders chosen by the {total} heads</h3>{bars}'
+        f"lines × 4 columns of patches; one such as “HWF” takes all frames of a patch first, "
+        f'then goes along the width, then down the height.</p><div class="panel"><h3>Orders '
+        f"chosen by the {total} heads</h3>{bars}"
         "</div>"
     )
 
