@@ -100,7 +100,7 @@ def synthetic_plan(grid: TokenGrid, block: tuple[int, int], layers: int, heads: 
         grid=grid,
         block=block,
         bands=NoiseBands.from_schedule(schedule, bands),
-        shares=(3.0, 1.0, 1.0, 1.0),
+        shares=(2.0, 1.0, 1.0, 1.0),
         schedule=schedule,
         orders=orders,
         candidates=orders,

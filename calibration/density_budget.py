@@ -24,12 +24,16 @@ MASS_BUDGET_FROM = 0.2
 # Errors of heads add up in squares, but the mean over heads matters as well: between the two powers
 # both the mean and the root mean square are within 3 % of their best.
 ERROR_POWER = 1.5
-NOISY_SHARE = 3.0
+NOISY_SHARE = 2.0
 NOISY_QUARTER = 0.25
 
 
 def default_shares(bands: int) -> tuple[float, ...]:
-    """Share of each noise band: 3 over the noisiest quarter of the steps, 1 over the others."""
+    """Share of each noise band: 2 over the noisiest quarter of the steps, 1 over the others.
+
+    On eight videos of the demo model at density 0.3, shares of 1, 2 and 3 gave a step error of
+    0.072, 0.073 and 0.081 and 22.3, 23.2 and 21.4 dB.
+    """
     shares = []
     for band in range(bands):
         start, end = band / bands, (band + 1) / bands

@@ -35,8 +35,8 @@ def test_bands_average_to_the_density(density, steps):
 
 
 def test_shares_and_what_a_full_band_cannot_take():
-    assert default_shares(4) == (3.0, 1.0, 1.0, 1.0)
-    assert default_shares(2) == (2.0, 1.0)
+    assert default_shares(4) == (2.0, 1.0, 1.0, 1.0)
+    assert default_shares(2) == (1.5, 1.0)
     assert band_densities(0.3, (3, 1, 1, 1), (5, 5, 5, 5)) == pytest.approx((0.6, 0.2, 0.2, 0.2))
     # 3 x 0.4 would be 1.2: the band is full and the others take the rest.
     assert band_densities(0.6, (3, 1, 1, 1), (5, 5, 5, 5)) == pytest.approx(

@@ -93,7 +93,7 @@ def test_plan_describes_what_it_was_made_from(synthetic_model, plan):
     assert plan.grid == synthetic_model.grid and plan.block == (32, 32)
     assert plan.origin.note == "from a test" and plan.origin.prompts == 2
     assert len(plan.origin.steps) == 4 and plan.bands.count == 4
-    assert plan.shares == (3, 1, 1, 1)
+    assert plan.shares == (2, 1, 1, 1)
     judged = slice(9, 20)  # densities 0.17 to 0.49: more blocks than any mask must keep
     kept = (plan.recall_profile / plan.recall_true)[..., judged]
     assert float(kept.min()) >= 0.98
