@@ -13,6 +13,8 @@ The mean of K over the sequence shifts all logits of a row alike, so softmax doe
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -54,7 +56,11 @@ def hadamard(x: Tensor) -> Tensor:
     return x.reshape(shape) * size**-0.5
 
 
+@functools.cache
 def hadamard_matrix(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """[size, size] matrix of :func:`hadamard`, symmetric, without the ``size ** -0.5`` factor."""
+    """[size, size] matrix of :func:`hadamard`, symmetric, without the ``size ** -0.5`` factor.
+
+    Kept once built: every 4-bit call needs it. Not to be written to.
+    """
     eye = torch.eye(size, device=device)
     return (hadamard(eye) * size**0.5).round().to(dtype)

@@ -188,7 +188,7 @@ class _Logits:
                 self.pooled_k = _rounded_by_block(pooled_k, key_block)
         else:
             # q.k = q.(k - block mean) + q.(block mean): the second term is exact, and it is the
-            # pooled tail's own logit (facts of the method: doc in quantization.py).
+            # pooled tail's own logit.
             block_of_key = torch.arange(k.shape[-2], device=k.device) // key_block
             self.correction = block_of_key
             q_rotated = hadamard(q)
