@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK_SIDES = (32, 64, 128)
+from ..kernels.block_mask import BLOCK_SIZES
 
 
 def checked_block(block: tuple[int, int]) -> tuple[int, int]:
     """The (query, key) block as a tuple of ints.
 
     Raises:
-        ValueError: it is not a pair of BLOCK_SIDES.
+        ValueError: it is not a pair of BLOCK_SIZES.
     """
     pair = tuple(block)
-    if len(pair) != 2 or any(side not in BLOCK_SIDES for side in pair):
-        raise ValueError(f"block must be (query, key) tokens, each of {BLOCK_SIDES}, got {block!r}")
+    if len(pair) != 2 or any(side not in BLOCK_SIZES for side in pair):
+        raise ValueError(f"block must be (query, key) tokens, each of {BLOCK_SIZES}, got {block!r}")
     return int(pair[0]), int(pair[1])
 
 

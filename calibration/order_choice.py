@@ -39,7 +39,7 @@ def choose_orders(scores: Tensor, choice: str, alpha: float) -> OrderChoice:
         choice: "output_error" (least error of the attention output with the pooled tail; among
             nearly equal ones the most mass), "block_mass" (most mass kept at the target density) or
             "paper_metric".
-        alpha: the paper metric's weight of sparsity against quantisation.
+        alpha: the paper metric's weight of M_sparse against M_quant.
 
     Raises:
         ValueError: an unknown choice, or a head of which no map was recorded.

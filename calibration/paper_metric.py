@@ -46,7 +46,7 @@ def paper_score(sparse: Tensor, incoherence: Tensor, alpha: float) -> Tensor:
     Args:
         sparse: [..., O] M_sparse of each candidate.
         incoherence: [..., O] M_quant of each candidate.
-        alpha: weight of sparsity against quantisation, 0..1.
+        alpha: weight of M_sparse against M_quant, 0..1.
 
     Returns:
         [..., O].

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from .block_layout import BLOCK_SIDES
+from ..kernels.block_mask import BLOCK_SIZES
 from .metrics import RECALL_DENSITIES
 from .noise_bands import NoiseBands, checked_schedule
 from .offset_profile import OffsetBins
@@ -189,8 +189,8 @@ def _named(identity: ModelIdentity) -> str:
 
 
 def _check_description(plan: Plan) -> None:
-    if len(plan.block) != 2 or any(side not in BLOCK_SIDES for side in plan.block):
-        raise PlanError(f"block must be two of {BLOCK_SIDES}, got {plan.block}")
+    if len(plan.block) != 2 or any(side not in BLOCK_SIZES for side in plan.block):
+        raise PlanError(f"block must be two of {BLOCK_SIZES}, got {plan.block}")
     if len(plan.shares) != plan.bands.count or not all(0 < s < 1e6 for s in plan.shares):
         raise PlanError(
             f"shares must be {plan.bands.count} positive numbers, one per band, got {plan.shares}"

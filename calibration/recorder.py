@@ -66,7 +66,7 @@ class Recorder:
             block: (query, key) tokens of a block.
             orders: candidates: "fhw", "axes" or "tiles", or several of them.
             choice: "output_error", "block_mass" or "paper_metric".
-            alpha: the paper metric's weight of sparsity against quantisation, 0..1.
+            alpha: the paper metric's weight of M_sparse against M_quant, 0..1.
             density: computed / all blocks at which orders are compared.
             prompts: number of prompts that will be run.
             steps_per_band: steps that are recorded in each noise band.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..kernels.quantization import BITS
 from .block_layout import checked_block
 
-BITS = (16, 8, 4)
 BUDGETS = ("global", "head")
 
 

@@ -1,7 +1,8 @@
 import pytest
 from paro_attention.calibration import TokenGrid
-from paro_attention.calibration.block_layout import BLOCK_SIDES, default_block
+from paro_attention.calibration.block_layout import default_block
 from paro_attention.calibration.token_order import candidate_orders
+from paro_attention.kernels.block_mask import BLOCK_SIZES
 
 
 @pytest.mark.parametrize(
@@ -14,5 +15,5 @@ from paro_attention.calibration.token_order import candidate_orders
 )
 def test_large_grids_take_the_block_that_the_kernels_run_fastest(grid, expected):
     assert default_block(grid.tokens) == expected
-    assert set(expected) <= set(BLOCK_SIDES)
+    assert set(expected) <= set(BLOCK_SIZES)
     assert len(candidate_orders(grid, expected, "tiles")) > 6
