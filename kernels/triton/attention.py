@@ -252,7 +252,9 @@ def attend_tile(
             p8 = p.to(tl.float8e4nv)
             if PERMUTED:
                 p8 = columns_in_token_order(p8, BM, BN)
-            acc = tl.dot(p8, vt, acc * alpha[:, None])
+            # A sum of its own for every tile: Hopper's tensor cores add FP8 products with about 14
+            # bits and cut the rest off, which one long sum would not survive.
+            acc = acc * alpha[:, None] + tl.dot(p8, vt)
         else:
             LEVELS: tl.constexpr = 127.0 if PV_BITS == 8 else 15.0
             # Relative to the tile's own maximum: P's scale is per row and tile. A tile of the tail
