@@ -10,11 +10,9 @@ from the dense video as JSON lines. Works on a GPU and on a CPU:
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import time
-import types
 from pathlib import Path
 from typing import Any
 
@@ -43,30 +41,11 @@ def parse() -> argparse.Namespace:
 
 
 def enter_comfyui(checkout: Path, cpu: bool) -> None:
-    """Make ComfyUI importable; packages that sampling never calls may be missing."""
     sys.path.insert(0, str(checkout.resolve()))
     sys.argv = [sys.argv[0], *(["--cpu"] if cpu else [])]
-    for name in ("av", "torchsde", "trampoline"):
-        if importlib.util.find_spec(name) is None:
-            sys.modules[name] = _Absent(name)
     import comfy.options
 
     comfy.options.enable_args_parsing()
-
-
-class _Absent(types.ModuleType):
-    """Stands in for a package that is not installed: its names exist and do nothing."""
-
-    __path__: list[str] = []  # noqa: RUF012 - lets submodules be imported
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        full = f"{self.__name__}.{name}"
-        return sys.modules.setdefault(full, _Absent(full))
-
-    def __call__(self, *_args: Any, **_values: Any) -> Any:
-        return self
 
 
 def main() -> None:
