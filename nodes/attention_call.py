@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .families import Grid
+from .families import Grid, Layout
 
 STATE_KEY = "paro"
 """Where the state of one forward lies in ComfyUI's `transformer_options`."""
@@ -22,16 +22,29 @@ class ForwardState:
 
     An object, not a dict: ComfyUI copies nested dicts along the way, and the hooks on the layers
     must be seen by the call that follows.
+
+    Attributes:
+        layout: where the grid lies, or why this forward runs dense.
+        sigma: noise level.
+        conditional_rows: batch entries of the positive prompt; None if not known.
+        key_masks: masks that only hide keys hide none of the grid's.
+        layers: the layers whose calls the running module is still to make.
     """
 
-    __slots__ = ("conditional_rows", "grid", "layer", "sigma", "tokens")
+    __slots__ = ("conditional_rows", "key_masks", "layers", "layout", "sigma")
 
-    def __init__(self, grid: Grid, sigma: float, conditional_rows: tuple[int, ...] | None):
-        self.grid = grid
-        self.tokens = grid[0] * grid[1] * grid[2]
+    def __init__(
+        self,
+        layout: Layout | str,
+        sigma: float,
+        conditional_rows: tuple[int, ...] | None,
+        key_masks: bool = True,
+    ):
+        self.layout = layout
         self.sigma = sigma
         self.conditional_rows = conditional_rows
-        self.layer: int | None = None
+        self.key_masks = key_masks
+        self.layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +54,11 @@ class VisualCall:
     Attributes:
         layer: index of the layer in order of execution.
         sigma: noise level of this forward.
-        grid: token grid; S is its product.
+        grid: token grid of V tokens.
         q, k, v: [B, H, S, D], post-RoPE, the model's token order; views of what the host passed.
         conditional_rows: batch entries that belong to the positive prompt; None if not known.
+        first: position of the grid's first token; the other S - V tokens are text, references, ...
+        key_bias: float32 [B or 1, S], added to the logits of each key; None for none.
     """
 
     layer: int
@@ -53,6 +68,13 @@ class VisualCall:
     k: Tensor
     v: Tensor
     conditional_rows: tuple[int, ...] | None
+    first: int = 0
+    key_bias: Tensor | None = None
+
+    @property
+    def tokens(self) -> int:
+        """V, the tokens of the grid."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,35 +123,70 @@ class HostCall:
         batch, heads, tokens, dim = out.shape
         return out.transpose(1, 2).reshape(batch, tokens, heads * dim)
 
+    @property
+    def tokens(self) -> int:
+        """S."""
+        return self.q.shape[2] if self.skip_reshape else self.q.shape[1]
 
-def decline_reason(
+
+def classify(
     call: HostCall,
     state: ForwardState | None,
     cannot_serve: Callable[[torch.device, torch.dtype, int], str | None],
-) -> str | None:
-    """Why a call must run the host's own attention, or None when it may be replaced.
+) -> VisualCall | str:
+    """The visual self-attention call that this is, or why it must run the host's own attention.
 
     Args:
         call: the bound call.
-        state: the state of this forward, None outside one.
+        state: the state of this forward, None outside one. A visual call uses up its layer.
         cannot_serve: (device, dtype, head_dim) -> reason, what the kernels cannot do.
 
     Returns:
-        A short reason; calls with the same reason are counted together.
+        The call, or a short reason; calls with the same reason are counted together.
     """
-    if state is None or state.layer is None:
+    if state is None or not state.layers:
         return CROSS_ATTENTION
-    q, k, v = call.q, call.k, call.v
-    if call.enable_gqa or not q.shape == k.shape == v.shape:
+    if not call.q.shape == call.k.shape == call.v.shape:
         return "query, key and value differ in shape"
-    if call.mask is not None:
-        return "attention mask"
+    if isinstance(state.layout, str):
+        return state.layout
+    first = state.layout.first(call.tokens)
+    if first is None:
+        return "other tokens than expected beside the visual ones"
+    layer, *later = state.layers
+    state.layers = tuple(later)
+    if call.enable_gqa:
+        return "key and value heads are shared"
     if call.scale is not None:
         return "softmax scale of the model's own"
     if not call.low_precision_attention or call.attn_precision == torch.float32:
         return "full precision asked for"
-    tokens = q.shape[2] if call.skip_reshape else q.shape[1]
-    if tokens != state.tokens:
-        return "other tokens beside the visual ones"
-    head_dim = q.shape[3] if call.skip_reshape else q.shape[2] // call.heads
-    return cannot_serve(q.device, q.dtype, head_dim)
+    q, k, v = call.heads_first()
+    key_bias = None
+    if call.mask is not None:
+        key_bias = _key_bias(call.mask, q.shape[0], q.shape[2])
+        if key_bias is None or not state.key_masks:
+            return "attention mask"
+    reason = cannot_serve(q.device, q.dtype, q.shape[3])
+    if reason is not None:
+        return reason
+    return VisualCall(
+        layer, state.sigma, state.layout.grid, q, k, v, state.conditional_rows, first, key_bias
+    )
+
+
+def _key_bias(mask: Tensor, batch: int, tokens: int) -> Tensor | None:
+    """A mask that says the same to every query, as float32 [B or 1, S]; None for other masks.
+
+    The shapes are ComfyUI's: [B, 1, S] and [B, 1, 1, S]; two dimensions are [S, S].
+    """
+    if mask.ndim not in (3, 4) or mask.shape[-1] != tokens or mask.shape[-2] != 1:
+        return None
+    if mask.ndim == 4 and mask.shape[1] != 1:
+        return None
+    bias = mask.reshape(mask.shape[0], tokens)
+    if bias.shape[0] not in (1, batch):
+        return None
+    if bias.dtype == torch.bool:
+        return torch.zeros_like(bias, dtype=torch.float32).masked_fill_(~bias, float("-inf"))
+    return bias.float()

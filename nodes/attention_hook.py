@@ -5,8 +5,8 @@
 * an `optimized_attention_override`, which sees every attention call of the transformer and hands
   the visual self-attention calls to the handler; an override that was there before is the dense
   path of every call that is declined;
-* a DIFFUSION_MODEL wrapper, which publishes grid and noise level once per forward and puts the
-  override back if a later node replaced it;
+* a DIFFUSION_MODEL wrapper (APPLY_MODEL where a model has none), which publishes layout and noise
+  level once per forward and puts the override back if a later node replaced it;
 * an OUTER_SAMPLE wrapper, which tells the handler where a sampling run begins and ends.
 
 Hooks on the layers' self-attention modules give the layer index and tell self- from
@@ -24,8 +24,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .attention_call import STATE_KEY, ForwardState, HostCall, VisualCall, decline_reason
-from .families import Family, find_family
+from .attention_call import STATE_KEY, ForwardState, HostCall, VisualCall, classify
+from .families import Family, Forward, find_family, unserved_class
 
 logger = logging.getLogger("paro_attention")
 
@@ -80,15 +80,14 @@ def install(model: Any, handler: AttentionHandler) -> Any:
     diffusion_model = model.get_model_object("diffusion_model")
     family = find_family(diffusion_model)
     if family is None:
-        raise ValueError(f"{type(diffusion_model).__name__} belongs to no family that PARO serves")
+        raise ValueError(unserved_class(diffusion_model))
     _hook_layers(diffusion_model, family)
     patched = uninstall(model)
     options = dict(patched.model_options.get("transformer_options", {}))
     options[OVERRIDE_KEY] = _make_override(handler, options.get(OVERRIDE_KEY))
     patched.model_options["transformer_options"] = options
-    patched.add_wrapper_with_key(
-        WrappersMP.DIFFUSION_MODEL, STATE_KEY, _make_forward_wrapper(handler, family)
-    )
+    kind = WrappersMP.APPLY_MODEL if family.apply else WrappersMP.DIFFUSION_MODEL
+    patched.add_wrapper_with_key(kind, STATE_KEY, _make_forward_wrapper(handler, family))
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, STATE_KEY, _make_run_wrapper(handler))
     return patched
 
@@ -98,7 +97,7 @@ def uninstall(model: Any) -> Any:
     from comfy.patcher_extension import WrappersMP
 
     clone = model.clone()
-    for kind in (WrappersMP.DIFFUSION_MODEL, WrappersMP.OUTER_SAMPLE):
+    for kind in (WrappersMP.APPLY_MODEL, WrappersMP.DIFFUSION_MODEL, WrappersMP.OUTER_SAMPLE):
         clone.remove_wrappers_with_key(kind, STATE_KEY)
     options = dict(clone.model_options.get("transformer_options", {}))
     override: Any = options.get(OVERRIDE_KEY)
@@ -117,16 +116,13 @@ def _make_override(handler: AttentionHandler, previous: Callable | None) -> Call
     def override(func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         call = HostCall.bind(args, kwargs)
         state: ForwardState | None = (call.transformer_options or {}).get(STATE_KEY)
-        reason = decline_reason(call, state, handler.cannot_serve)
-        if reason is None and state is not None and state.layer is not None:
-            q, k, v = call.heads_first()
-            result = handler.attend(
-                VisualCall(state.layer, state.sigma, state.grid, q, k, v, state.conditional_rows)
-            )
+        visual = classify(call, state, handler.cannot_serve)
+        if isinstance(visual, VisualCall):
+            result = handler.attend(visual)
             if isinstance(result, Tensor):
                 return call.restore(result)
-            reason = result
-        handler.declined(reason or "")
+            visual = result
+        handler.declined(visual)
         if previous is not None:
             return previous(func, *args, **kwargs)
         return func(*args, **kwargs)
@@ -141,17 +137,18 @@ def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable
     # recursive=False: a compiled model below this wrapper stays compiled.
     @torch.compiler.disable(recursive=False)
     def forward_wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
-        options = kwargs.get("transformer_options")
-        if options is None:
-            options = next((a for a in args if isinstance(a, dict) and "sigmas" in a), {})
-        x: Any = args[0] if args else kwargs.get("x")
-        if options.get("sigmas") is None or not isinstance(x, Tensor):
+        forward = Forward.bind(getattr(executor, "original", None), args, kwargs)
+        options: Any = forward.options
+        if options.get("sigmas") is None:
             return executor(*args, **kwargs)  # not called by a sampler
-        _hook_layers(executor.class_obj, family)  # another GPU's copy of the model is a new one
+        model = executor.class_obj.diffusion_model if family.apply else executor.class_obj
+        _hook_layers(model, family)  # another GPU's copy of the model is a new one
         handler.begin_forward()
         sigma = float(options["sigmas"].flatten()[0])  # the only host read of a forward
-        rows = _conditional_rows(options.get("cond_or_uncond"), x.shape[0])
-        options[STATE_KEY] = ForwardState(family.grid(executor.class_obj, x), sigma, rows)
+        batch = forward.x[0].shape[0] if isinstance(forward.x, list) else forward.x.shape[0]
+        rows = _conditional_rows(options.get("cond_or_uncond"), batch)
+        layout = family.layout(getattr(model, "_orig_mod", model), forward)
+        options[STATE_KEY] = ForwardState(layout, sigma, rows, family.key_masks)
         current = options.get(OVERRIDE_KEY)
         if getattr(current, "paro_handler", None) is not handler:
             options[OVERRIDE_KEY] = _make_override(handler, current)
@@ -198,17 +195,20 @@ def _hook_layers(diffusion_model: nn.Module, family: Family) -> None:
     model = getattr(diffusion_model, "_orig_mod", diffusion_model)
     if model in _hooked_models:
         return
-    for layer, module in enumerate(family.attention_modules(model)):
-        module.register_forward_pre_hook(_make_enter(layer), with_kwargs=True)
+    layers_of: dict[nn.Module, list[int]] = {}
+    for layer, module in enumerate(family.modules(model)):
+        layers_of.setdefault(module, []).append(layer)
+    for module, layers in layers_of.items():
+        module.register_forward_pre_hook(_make_enter(tuple(layers)), with_kwargs=True)
         module.register_forward_hook(_leave, with_kwargs=True, always_call=True)
     _hooked_models.add(model)
 
 
-def _make_enter(layer: int) -> Callable:
+def _make_enter(layers: tuple[int, ...]) -> Callable:
     def enter(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         state = _state_of(args, kwargs)
         if state is not None:
-            state.layer = layer
+            state.layers = layers
 
     return enter
 
@@ -216,7 +216,7 @@ def _make_enter(layer: int) -> Callable:
 def _leave(_module: nn.Module, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
     state = _state_of(args, kwargs)
     if state is not None:
-        state.layer = None
+        state.layers = ()
 
 
 def _state_of(args: tuple, kwargs: dict[str, Any]) -> ForwardState | None:

@@ -18,7 +18,7 @@ from .calibration_run import (
     calibrate,
 )
 from .conditioning import Conditioning, with_text
-from .families import FAMILIES, find_family
+from .families import find_family, unserved_class
 from .load import PlanType
 from .report_picture import draw_report, head_panel
 
@@ -168,11 +168,7 @@ class ParoCalibrate(io.ComfyNode):
         node_id = cls.hidden.unique_id
         diffusion_model = model.get_model_object("diffusion_model")
         if find_family(diffusion_model) is None:
-            served = ", ".join(family.name for family in FAMILIES)
-            raise ValueError(
-                f"Calibrate PARO does not serve {type(diffusion_model).__name__} yet; it serves "
-                f"{served}"
-            )
+            raise ValueError(f"Calibrate PARO cannot serve this: {unserved_class(diffusion_model)}")
         path = plan_folder.new_plan_path(name)
         settings = CalibrationSettings(
             seed=seed,

@@ -20,7 +20,6 @@ from ..calibration import ModelIdentity, NoiseBands, Plan, Recorder, TokenGrid
 from ..calibration.block_layout import default_block
 from . import attention_hook
 from .conditioning import Conditioning, zero_negative
-from .families import find_family
 from .model_identity import identify
 from .preview import MAX_SIDE, preview_picture
 from .recording import RecordingHandler
@@ -114,42 +113,45 @@ def calibrate(
     identity = identify(model)
     clean = attention_hook.uninstall(model)
     image = comfy.sample.fix_empty_latent_channels(clean, latent["samples"])
-    grid = _token_grid(clean, image)
     sigmas = _recorded_sigmas(clean, settings)
     check_interrupt = comfy.model_management.throw_exception_if_processing_interrupted
-    handler = RecordingHandler(node_id, _report_heads(identity), check_interrupt)
-    handler.grid = grid
-    recorder = Recorder(
-        grid,
-        layers=identity.layers,
-        heads=identity.heads,
-        head_dim=identity.head_dim,
-        schedule=sigmas,
-        bands=NoiseBands.from_schedule(sigmas, count=settings.noise_bands),
-        block=default_block(grid.tokens),
-        orders=settings.orders,
-        choice=settings.choice,
-        density=settings.density,
-        prompts=len(prompts),
-    )
+
+    def make_recorder(grid: TokenGrid) -> Recorder:
+        recorder = Recorder(
+            grid,
+            layers=identity.layers,
+            heads=identity.heads,
+            head_dim=identity.head_dim,
+            schedule=sigmas,
+            bands=NoiseBands.from_schedule(sigmas, count=settings.noise_bands),
+            block=default_block(grid.tokens),
+            orders=settings.orders,
+            choice=settings.choice,
+            density=settings.density,
+            prompts=len(prompts),
+        )
+        recorder.begin_prompt(0)
+        return recorder
+
+    handler = RecordingHandler(node_id, make_recorder, _report_heads(identity), check_interrupt)
     watched = attention_hook.install(clean, handler)
-    runs = recorder.runs_needed
+    # The recorder, made in the first run, knows better: where there is no choice one run is enough.
+    runs = max(2, len(prompts))
     first_stage = settings.start_step > 0
     steps_per_run = len(sigmas) + settings.start_step
     progress = comfy.utils.ProgressBar(runs * steps_per_run)
     samples = image
-    for run in range(runs):
+    run = 0
+    while run < runs:
         index = run % len(prompts)
-        tell(f"calibrating, run {run + 1} of {runs}, grid {grid}")
-        recorder.begin_prompt(run)
-        handler.recorder = recorder
-        base = run * steps_per_run
+        tell(f"calibrating, run {run + 1} of {runs}")
+        place = (run * steps_per_run, runs * steps_per_run)
 
-        def show(step: int, x0: Tensor, _x: Tensor, _total: int, base: int = base) -> None:
+        def show(step: int, x0: Tensor, _x: Tensor, _total: int, place: Any = place) -> None:
             check_interrupt()
             picture = _picture(clean, x0)
             preview = None if picture is None else ("JPEG", picture, MAX_SIDE)
-            progress.update_absolute(base + step + 1, runs * steps_per_run, preview)
+            progress.update_absolute(place[0] + step + 1, place[1], preview)
 
         def show_second(step: int, x0: Tensor, x: Tensor, total: int, show: Any = show) -> None:
             show(step + settings.start_step, x0, x, total)
@@ -170,8 +172,14 @@ def calibrate(
             start_step=settings.start_step, last_step=settings.end_step,
             disable_noise=first_stage,
         )  # fmt: skip
+        recorder, _ = handler.recorded()
+        runs = recorder.runs_needed
+        run += 1
+        if run < runs:
+            recorder.begin_prompt(run)
     check_interrupt()
     tell("calibrating: choosing token orders and fitting tails")
+    recorder, grid = handler.recorded()
     plan = recorder.finish(identity, note=_note(settings, len(prompts)))
     check_interrupt()
     kept = [handler.kept[key] for key in sorted(handler.kept)]
@@ -234,14 +242,6 @@ def _recorded_sigmas(model: Any, settings: CalibrationSettings) -> list[float]:
             f"steps, got {settings.start_step} and {settings.end_step}"
         )
     return recorded
-
-
-def _token_grid(model: Any, image: Tensor) -> TokenGrid:
-    diffusion_model = model.get_model_object("diffusion_model")
-    family = find_family(diffusion_model)
-    if family is None:
-        raise ValueError(f"{type(diffusion_model).__name__} is not served yet")
-    return TokenGrid(*family.grid(getattr(diffusion_model, "_orig_mod", diffusion_model), image))
 
 
 def _report_heads(identity: ModelIdentity) -> list[tuple[int, int]]:

@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from ..calibration import Plan, PlanError, RuntimeOptions, load_plan, read_description
 from ..kernels import unavailable_reason
 from . import attention_hook, host_ui, plan_folder
-from .families import FAMILIES, find_family
+from .families import find_family, unserved_class
 from .layer_list import parse_layers
 from .model_identity import check_plan, identify, weight_distance
 from .sparse_session import SparseSession
@@ -66,12 +66,11 @@ def unserved_reason(model: Any) -> str | None:
     diffusion_model = model.get_model_object("diffusion_model")
     family = find_family(diffusion_model)
     if family is None:
-        served = ", ".join(f.name for f in FAMILIES)
-        return f"{type(diffusion_model).__name__} is not served yet (served: {served})"
+        return unserved_class(diffusion_model)
     device = comfy.model_management.get_torch_device()
     if device.type == "cpu":
         return None
-    head_dim = family.attention_shape(diffusion_model)[2]
+    head_dim = family.shape(getattr(diffusion_model, "_orig_mod", diffusion_model))[1]
     dtype = compute_dtype(model)
     return unavailable_reason(device, dtype if dtype != torch.float32 else None, head_dim)
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..calibration import ModelIdentity, Plan
-from .families import Family, find_family
+from .families import Family, find_family, unserved_class
 
 logger = logging.getLogger("paro_attention")
 
@@ -52,7 +52,7 @@ def identify(model: Any) -> ModelIdentity:
     diffusion_model = model.get_model_object("diffusion_model")
     family = find_family(diffusion_model)
     if family is None:
-        raise ValueError(f"{type(diffusion_model).__name__} belongs to no family that PARO serves")
+        raise ValueError(unserved_class(diffusion_model))
     diffusion_model = getattr(diffusion_model, "_orig_mod", diffusion_model)
     layers, heads, head_dim = family.attention_shape(diffusion_model)
     unet_config = getattr(getattr(model.model, "model_config", None), "unet_config", None) or {}
@@ -82,11 +82,8 @@ def norm_fingerprint(diffusion_model: nn.Module, family: Family) -> str:
     """
     parts: list[np.ndarray] = []
     coarsest = "f32"
-    for module in family.attention_modules(diffusion_model):
-        for name in family.norms:
-            weight = getattr(getattr(module, name, None), "weight", None)
-            if weight is None:
-                continue
+    for module in dict.fromkeys(family.modules(diffusion_model)):
+        for weight in family.norms(module):
             if weight.device.type == "meta":
                 return _UNKNOWN
             stored = _DTYPE_NAMES.get(weight.dtype, "f8")

@@ -24,6 +24,7 @@ class RecordingHandler:
 
     Args:
         node_id: of the calibrating node.
+        make_recorder: makes the recorder for the grid of the first call that arrives.
         samples: (layer, head) pairs whose q and k are kept for the report picture.
         check_interrupt: raises where the user stopped the run. A recorded step of a large model
             takes minutes, and the host itself looks only between steps.
@@ -32,10 +33,12 @@ class RecordingHandler:
     def __init__(
         self,
         node_id: str | None,
+        make_recorder: Callable[[TokenGrid], Recorder],
         samples: list[tuple[int, int]],
         check_interrupt: Callable[[], None] = lambda: None,
     ):
         self._node_id = node_id
+        self._make_recorder = make_recorder
         self._samples = samples
         self._check_interrupt = check_interrupt
         self._stats = RunStats(node=str(node_id), kind="calibrate")
@@ -64,24 +67,39 @@ class RecordingHandler:
 
     def attend(self, call: VisualCall) -> str:
         """Record the call; it always runs dense."""
-        recorder = self.recorder
         rows = call.conditional_rows
-        if recorder is None or rows == ():
+        if rows == ():
             return PASSED_OVER
+        if self.recorder is None:
+            self.grid = TokenGrid(*call.grid)
+            self.recorder = self._make_recorder(self.grid)
         if self.grid is None or call.grid != self.grid.shape:
             raise ValueError(
-                f"calibration was set up for a grid of {self.grid} tokens, the model was called "
+                f"calibration began with a grid of {self.grid} tokens, the model was then called "
                 f"with {'x'.join(map(str, call.grid))}; calibrate without context windows"
             )
         self._keep_samples(call)
-        if not recorder.wants(call.layer, call.sigma):
+        if not self.recorder.wants(call.layer, call.sigma):
             return PASSED_OVER
-        q, k, v = call.q, call.k, call.v
+        q, k, v, bias = call.q, call.k, call.v, call.key_bias
         if rows is not None and len(rows) != q.shape[0]:
+            if bias is not None and bias.shape[0] > 1:
+                bias = bias[list(rows)]
             q, k, v = (x[list(rows)] for x in (q, k, v))
         self._check_interrupt()
-        recorder.record(call.layer, call.sigma, q, k, v)
+        self.recorder.record(call.layer, call.sigma, q, k, v, dense_first=call.first, key_bias=bias)
         return RECORDED
+
+    def recorded(self) -> tuple[Recorder, TokenGrid]:
+        """The recorder and its grid.
+
+        Raises:
+            ValueError: no visual self-attention call has arrived.
+        """
+        if self.recorder is None or self.grid is None:
+            reasons = "; ".join(self._stats.dense) or "the model did not use ComfyUI's hook"
+            raise ValueError(f"no visual self-attention call arrived to calibrate on: {reasons}")
+        return self.recorder, self.grid
 
     def declined(self, reason: str) -> None:
         """Count a call."""
@@ -91,12 +109,13 @@ class RecordingHandler:
         if call.sigma > self._sample_below:
             return
         row = call.conditional_rows[0] if call.conditional_rows else 0
+        grid = slice(call.first, call.first + call.tokens)
         for layer, head in self._samples:
             if layer == call.layer and (layer, head) not in self.kept:
                 self.kept[layer, head] = HeadSample(
                     layer,
                     head,
                     call.sigma,
-                    call.q[row, head].to("cpu", torch.float16),
-                    call.k[row, head].to("cpu", torch.float16),
+                    call.q[row, head, grid].to("cpu", torch.float16),
+                    call.k[row, head, grid].to("cpu", torch.float16),
                 )

@@ -116,8 +116,7 @@ class SparseSession:
 
     def attend(self, call: VisualCall) -> Tensor | str:
         """The sparse attention of this call, or why it runs dense."""
-        tokens = call.q.shape[2]
-        if tokens < self._min_tokens:
+        if call.tokens < self._min_tokens:
             return f"fewer than {self._min_tokens} tokens"
         if call.layer in self._failed_layers or len(self._failed_layers) >= FAILURES_TO_GIVE_UP:
             return "the kernel failed"
@@ -128,7 +127,10 @@ class SparseSession:
             return reason
         self._announce_compilation(call)
         try:
-            out = runtime.attention(call.layer, sigma, call.q, call.k, call.v)
+            out = runtime.attention(
+                call.layer, sigma, call.q, call.k, call.v,
+                dense_first=call.first, key_bias=call.key_bias,
+            )  # fmt: skip
         except torch.cuda.OutOfMemoryError:
             raise  # ComfyUI frees memory and tells the user
         except Exception as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from comfy_hosts import HOSTS
 from paro_attention.demo.wan import WanConfig, WanModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -155,21 +156,6 @@ MODELS = {
     "fun": lambda: wan_weights(6, reference=True),
     "wan22-5b": lambda: wan_weights(5, channels=48),
 }
-
-
-def find_hosts() -> list[Path]:
-    """ComfyUI checkouts: COMFYUI_PATH, the usual places, or the one this pack lies in."""
-    named = os.environ.get("COMFYUI_PATH")
-    if named:
-        candidates = [Path(p) for p in named.split(os.pathsep) if p]
-    else:
-        home = Path.home() / "comfy"
-        candidates = [home / "ComfyUI", home / "ComfyUI-0.3.64"]
-        candidates += [p.parent for p in ROOT.parents if p.name == "custom_nodes"]
-    return [p.resolve() for p in candidates if (p / "main.py").is_file() and (p / "comfy").is_dir()]
-
-
-HOSTS = find_hosts()
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from paro_attention.nodes.attention_call import (
     STATE_KEY,
     ForwardState,
     HostCall,
-    decline_reason,
+    VisualCall,
+    classify,
 )
 from paro_attention.nodes.attention_hook import (
     OVERRIDE_KEY,
@@ -21,7 +22,8 @@ from paro_attention.nodes.attention_hook import (
     _make_forward_wrapper,
     _make_override,
 )
-from paro_attention.nodes.families import WAN, find_family
+from paro_attention.nodes.families import Layout, find_family
+from paro_attention.nodes.families.wan import WAN
 from paro_attention.nodes.layer_list import parse_layers
 from torch import Tensor, nn
 
@@ -35,8 +37,8 @@ def served(*_args: Any) -> None:
 
 
 def state(layer: int | None = 0) -> ForwardState:
-    made = ForwardState(GRID, 0.5, (0,))
-    made.layer = layer
+    made = ForwardState(Layout(GRID), 0.5, (0,))
+    made.layers = () if layer is None else (layer,)
     return made
 
 
@@ -50,23 +52,23 @@ def flat(tokens: int = S, heads: int = H) -> Tensor:
         ({}, None),
         ({"mask": torch.zeros(S, S)}, "mask"),
         ({"k": flat(16), "v": flat(16)}, "differ in shape"),
-        ({"enable_gqa": True}, "differ in shape"),
+        ({"enable_gqa": True}, "heads are shared"),
         ({"scale": 0.1}, "softmax scale"),
         ({"low_precision_attention": False}, "full precision"),
         ({"attn_precision": torch.float32}, "full precision"),
-        ({"q": flat(36), "k": flat(36), "v": flat(36)}, "other tokens"),  # Fun reference frame
+        ({"q": flat(36), "k": flat(36), "v": flat(36)}, "other tokens"),
     ],
 )
 def test_only_plain_visual_self_attention_is_replaced(change, reason):
     values = {"q": flat(), "k": flat(), "v": flat(), "heads": H} | change
-    found = decline_reason(HostCall(**values), state(), served)
-    assert found is None if reason is None else reason in (found or "")
+    found = classify(HostCall(**values), state(), served)
+    assert isinstance(found, VisualCall) if reason is None else reason in found
 
 
 def test_calls_outside_a_hooked_layer_are_not_ours():
     call = HostCall(flat(), flat(), flat(), H)
-    assert decline_reason(call, state(layer=None), served) == CROSS_ATTENTION
-    assert decline_reason(call, None, served) == CROSS_ATTENTION
+    assert classify(call, state(layer=None), served) == CROSS_ATTENTION
+    assert classify(call, None, served) == CROSS_ATTENTION
 
 
 def test_what_the_kernels_cannot_serve_is_declined_with_their_reason():
@@ -77,7 +79,7 @@ def test_what_the_kernels_cannot_serve_is_declined_with_their_reason():
         return "not on this card"
 
     call = HostCall(flat(), flat(), flat(), H)
-    assert decline_reason(call, state(), cannot) == "not on this card"
+    assert classify(call, state(), cannot) == "not on this card"
     assert asked == [("cpu", torch.float32, D)]
 
 
@@ -136,6 +138,7 @@ def test_override_hands_over_or_passes_on_unchanged():
     kwargs = {"heads": H, "transformer_options": options, "_inside_attn_wrapper": True}
     assert torch.equal(_make_override(taking, None)(dense, q, q, q, **kwargs), torch.zeros_like(q))
     assert (taking.calls[0].layer, taking.calls[0].sigma) == (4, 0.5)
+    options[STATE_KEY] = state(layer=4)
     assert torch.equal(_make_override(leaving, None)(dense, q, q, q, **kwargs), q + 1)
     assert leaving.reasons == ["warm-up"]
 

@@ -1,0 +1,1 @@
+"""Tiny models of every family, one file per group; imported only inside a ComfyUI."""

@@ -1,0 +1,48 @@
+"""Every family on every ComfyUI that has it: our path equals the host's, on exactly its calls."""
+
+from __future__ import annotations
+
+import pytest
+from family_cases import CASES
+from family_hosts import Worker
+
+pytestmark = pytest.mark.comfy
+EXACT = 1e-3
+ON_GPU = 0.03
+
+SERVED = [case for case in CASES if case.family]
+DENSE = [case for case in CASES if not case.family]
+
+
+@pytest.mark.parametrize("case", SERVED, ids=lambda case: case.name)
+def test_served(case, worker: Worker):
+    seen = worker.run(case.name)
+    tolerance = ON_GPU if worker.device == "cuda" else EXACT
+    layers = list(range(case.layers))
+    assert seen["family"] == case.family
+    assert seen["calls"] == case.calls
+    assert seen["plan_layers"] == case.layers
+    assert tuple(seen["plan_grid"]) == case.grid
+    assert seen["warnings"] == []
+    assert seen["finite"]
+    for run in ("exact_cfg_1", "exact_cfg_3"):
+        stats = seen[run]
+        assert stats["dense"] == {}
+        assert stats["layers"] == layers
+        assert stats["handled"] == case.layers * stats["forwards"]
+        assert stats["other"] == (case.calls - case.layers) * stats["forwards"]
+        assert stats["mean_density"] == 1
+        assert stats["error"] < tolerance
+    sparse = seen["sparse"]
+    assert sparse["dense"] == {}
+    assert sparse["layers"] == layers
+    assert sparse["handled"] == case.layers * sparse["forwards"]
+    assert sparse["differs"] and sparse["finite"]
+    assert seen["removed_is_equal"]
+
+
+@pytest.mark.parametrize("case", DENSE, ids=lambda case: case.name)
+def test_dense_with_a_reason(case, worker: Worker):
+    seen = worker.run(case.name)
+    assert seen["dense"]
+    assert case.reason in seen["reason"]
