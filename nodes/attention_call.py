@@ -107,14 +107,28 @@ class HostCall:
         return cls(**values)
 
     def heads_first(self) -> tuple[Tensor, Tensor, Tensor]:
-        """q, k, v as [B, H, S, D]; views, nothing is copied."""
+        """q [B, H, S, D] and k, v, which may have fewer heads; views, nothing is copied."""
         if self.skip_reshape:
             return self.q, self.k, self.v
+        dim = self.q.shape[2] // self.heads
         q, k, v = (
-            x.view(x.shape[0], x.shape[1], self.heads, x.shape[2] // self.heads).transpose(1, 2)
+            x.view(x.shape[0], x.shape[1], -1, dim).transpose(1, 2)
             for x in (self.q, self.k, self.v)
         )
         return q, k, v
+
+    @property
+    def is_self_attention(self) -> bool:
+        """Whether q, k and v are as many tokens; heads of keys and values may be shared."""
+        if self.q.shape == self.k.shape == self.v.shape:
+            return True
+        if not self.enable_gqa or self.k.shape != self.v.shape or self.q.ndim != self.k.ndim:
+            return False
+        if not self.skip_reshape and self.k.shape[2] % (self.q.shape[2] // self.heads):
+            return False
+        q, k, _ = self.heads_first()
+        alike = (q.shape[0], *q.shape[2:]) == (k.shape[0], *k.shape[2:])
+        return alike and q.shape[1] % k.shape[1] == 0
 
     def restore(self, out: Tensor) -> Tensor:
         """[B, H, S, D] -> the layout that the host asked for."""
@@ -146,7 +160,7 @@ def classify(
     """
     if state is None or not state.layers:
         return CROSS_ATTENTION
-    if not call.q.shape == call.k.shape == call.v.shape:
+    if not call.is_self_attention:
         return "query, key and value differ in shape"
     if isinstance(state.layout, str):
         return state.layout
@@ -155,13 +169,13 @@ def classify(
         return "other tokens than expected beside the visual ones"
     layer, *later = state.layers
     state.layers = tuple(later)
-    if call.enable_gqa:
-        return "key and value heads are shared"
     if call.scale is not None:
         return "softmax scale of the model's own"
     if not call.low_precision_attention or call.attn_precision == torch.float32:
         return "full precision asked for"
     q, k, v = call.heads_first()
+    if k.shape[1] != q.shape[1]:  # the host's backends copy shared heads too
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     key_bias = None
     if call.mask is not None:
         key_bias = _key_bias(call.mask, q.shape[0], q.shape[2])
@@ -178,8 +192,10 @@ def classify(
 def _key_bias(mask: Tensor, batch: int, tokens: int) -> Tensor | None:
     """A mask that says the same to every query, as float32 [B or 1, S]; None for other masks.
 
-    The shapes are ComfyUI's: [B, 1, S] and [B, 1, 1, S]; two dimensions are [S, S].
+    The shapes are ComfyUI's: [B, 1, S] and [B, 1, 1, S]; two dimensions are [S, S] or [1, S].
     """
+    if mask.ndim == 2:
+        mask = mask.unsqueeze(0)
     if mask.ndim not in (3, 4) or mask.shape[-1] != tokens or mask.shape[-2] != 1:
         return None
     if mask.ndim == 4 and mask.shape[1] != 1:

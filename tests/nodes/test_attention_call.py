@@ -52,7 +52,11 @@ def flat(tokens: int = S, heads: int = H) -> Tensor:
         ({}, None),
         ({"mask": torch.zeros(S, S)}, "mask"),
         ({"k": flat(16), "v": flat(16)}, "differ in shape"),
-        ({"enable_gqa": True}, "heads are shared"),
+        ({"mask": torch.zeros(1, S)}, None),
+        ({"k": flat(heads=1), "v": flat(heads=1)}, "differ in shape"),
+        ({"k": flat(heads=1), "v": flat(heads=1), "enable_gqa": True}, None),
+        ({"k": flat(heads=2), "v": flat(heads=2), "enable_gqa": True}, "differ in shape"),
+        ({"k": flat(16), "v": flat(16), "enable_gqa": True}, "differ in shape"),
         ({"scale": 0.1}, "softmax scale"),
         ({"low_precision_attention": False}, "full precision"),
         ({"attn_precision": torch.float32}, "full precision"),
@@ -63,6 +67,18 @@ def test_only_plain_visual_self_attention_is_replaced(change, reason):
     values = {"q": flat(), "k": flat(), "v": flat(), "heads": H} | change
     found = classify(HostCall(**values), state(), served)
     assert isinstance(found, VisualCall) if reason is None else reason in found
+
+
+@pytest.mark.parametrize("skip_reshape", [False, True])
+def test_shared_heads_are_given_to_every_query_head(skip_reshape):
+    q, k, v = (torch.randn(B, heads, S, D) for heads in (6, 2, 2))
+    given = (q, k, v) if skip_reshape else [x.transpose(1, 2).flatten(2) for x in (q, k, v)]
+    call = HostCall(*given, 6, skip_reshape=skip_reshape, enable_gqa=True)
+    found = classify(call, state(), served)
+    assert isinstance(found, VisualCall)
+    ours = nn.functional.scaled_dot_product_attention(found.q, found.k, found.v)
+    theirs = nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+    assert torch.equal(ours, theirs)
 
 
 def test_calls_outside_a_hooked_layer_are_not_ours():
