@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from torch import nn
 
+from .cogvideo import COGVIDEOX
 from .family import Family, Forward, Grid, Layout
 from .flux import FLUX
 from .wan import WAN
 
-FAMILIES: tuple[Family, ...] = (WAN, FLUX)
+FAMILIES: tuple[Family, ...] = (
+    WAN,
+    FLUX,
+    COGVIDEOX,
+)
 
 __all__ = ["FAMILIES", "Family", "Forward", "Grid", "Layout", "find_family", "unserved_class"]
 
