@@ -9,20 +9,72 @@ from __future__ import annotations
 from torch import nn
 
 from .cogvideo import COGVIDEOX
+from .cosmos import COSMOS, COSMOS_PREDICT2
 from .family import Family, Forward, Grid, Layout
 from .flux import FLUX
+from .hidream import HIDREAM
+from .kandinsky import KANDINSKY5
+from .krea import IDEOGRAM4, KREA2, MAGE_FLOW, PIXELDIT
+from .lens import JOYIMAGE, LENS
+from .ltx import LTX
+from .lumina import LUMINA
+from .minimax import MINIMAX_H3
+from .mochi import MOCHI
+from .omnigen import BOOGU, OMNIGEN2
 from .wan import WAN
 
 FAMILIES: tuple[Family, ...] = (
     WAN,
     FLUX,
     COGVIDEOX,
+    LUMINA,
+    HIDREAM,
+    OMNIGEN2,
+    BOOGU,
+    KREA2,
+    MAGE_FLOW,
+    IDEOGRAM4,
+    PIXELDIT,
+    LENS,
+    JOYIMAGE,
+    COSMOS,
+    COSMOS_PREDICT2,
+    LTX,
+    MOCHI,
+    KANDINSKY5,
+    MINIMAX_H3,
 )
 
 __all__ = ["FAMILIES", "Family", "Forward", "Grid", "Layout", "find_family", "unserved_class"]
 
+CONVOLUTIONAL = "a convolutional network, not a diffusion transformer"
+UNREACHABLE = "its attention does not go through ComfyUI's attention hook"
+AUDIO = "makes sound, which has no token grid"
+SHAPE = "makes 3D shapes, whose tokens lie on no regular grid"
+NO_DIFFUSION = "recognises pictures, it makes none"
+
 # Diffusion models that run dense, by class name, with the reason that the user is told.
-UNSERVED: dict[str, str] = {}
+UNSERVED: dict[str, str] = {
+    "UNetModel": CONVOLUTIONAL,
+    "StageB": CONVOLUTIONAL,
+    "StageC": CONVOLUTIONAL,
+    "HunYuanDiT": UNREACHABLE,
+    "PixArtMS": UNREACHABLE,
+    "ErnieImageModel": UNREACHABLE,
+    "NaDiT": "its attention runs in windows, and not through ComfyUI's attention hook",
+    "HiDreamO1Transformer": "its text attends causally, in calls of a language model",
+    "AudioDiffusionTransformer": AUDIO,
+    "ACEStepTransformer2DModel": AUDIO,
+    "AceStepConditionGenerationModel": AUDIO,
+    "MiniMaxMusic3DiT": AUDIO,
+    "Hunyuan3Dv2": SHAPE,
+    "HunYuanDiTPlain": SHAPE,
+    "LatentSeqMMFlowModel": SHAPE,
+    "Trellis2": SHAPE,
+    "RTv4": NO_DIFFUSION,
+    "SAM3Model": NO_DIFFUSION,
+    "DepthAnything3Net": NO_DIFFUSION,
+}
 
 
 def find_family(diffusion_model: nn.Module) -> Family | None:
