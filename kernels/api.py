@@ -31,21 +31,28 @@ def sparse_attention(
     scale: float | None = None,
     pv8: str = "auto",
     implementation: str = "auto",
+    key_bias: Tensor | None = None,
 ) -> Tensor:
     """Attention over the computed blocks of each head's own token order.
 
-    Tokens are gathered by the head's permutation, cut into blocks, and every query block attends to
-    the key blocks that ``mask`` lists. A skipped block is dropped (softmax renormalises) or, with
-    ``tail``, stands as one key (the mean of its keys) and one value (the mean of its values) with
-    logit ``scale * q . mean + log(tokens in the block) + tail_bias``. A row with neither computed
-    blocks nor a tail is zero. Gathering, quantisation and restoring the order are part of the call.
+    Grid tokens are gathered by the head's permutation, cut into blocks, and every query block
+    attends to the key blocks that ``mask`` lists. A skipped block is dropped (softmax renormalises)
+    or, with ``tail``, stands as one key (the mean of its keys) and one value (the mean of its
+    values) with logit ``scale * q . mean + log(tokens in the block) + tail_bias``. A row with
+    neither computed blocks nor a tail is zero. Gathering, quantisation and restoring the order are
+    part of the call.
+
+    The mask covers V = ``mask.tokens`` grid tokens. The other E = S - V tokens are extra tokens
+    (text, references): every query attends to all of them, and they attend to all tokens.
 
     Args:
-        q, k, v: [B, H, S, D], any strides with a contiguous last dimension, one dtype: float16 or
-            bfloat16, and float32 for the reference.
-        mask: the computed blocks, on the device of ``q``.
-        permutation: int32 [O, S], a bijection of the tokens per row: one row per distinct token
-            order; None means the model's order.
+        q, k, v: [B, H, S, D], S >= V, any strides with a contiguous last dimension, one dtype:
+            float16 or bfloat16, and float32 for the reference. The kernels serve D in multiples
+            of 8 up to 256, the reference any D.
+        mask: the computed blocks of the grid, on the device of ``q``; it does not depend on E.
+        permutation: int32 [O, S], a bijection of the tokens per row, one row per distinct token
+            order: the V grid tokens in the order, then the E extra tokens. None means the model's
+            order, in which the grid tokens must come first.
         order_of_head: int32 [H], the row of ``permutation`` that each head uses; None means row 0,
             or row h for head h where there are as many rows as heads.
         qk_bits, pv_bits: 16, 8 or 4 for Q.K and for P.V. 4 bits may run on 8-bit units.
@@ -56,6 +63,8 @@ def sparse_attention(
             card has it).
         implementation: "auto" runs the Triton kernels where they serve the inputs, else the
             reference; "triton" and "reference" insist.
+        key_bias: float32 [B or 1, E] added to the logits (natural logarithm) of the extra keys, in
+            the order of ``permutation``; -inf or <= -1e4 hides a key. None means 0.
 
     Returns:
         [B, H, S, D] in the model's token order, dtype of ``q``, stored as [B, S, H, D].
@@ -67,6 +76,7 @@ def sparse_attention(
     _check_inputs(q, k, v, mask, qk_bits, pv_bits, pv8, implementation)
     permutation, order_of_head = _resolve_orders(q, permutation, order_of_head)
     tail_bias = _resolve_bias(q, tail_bias)
+    key_bias = _resolve_key_bias(q, q.shape[2] - mask.tokens, key_bias)
     softmax_scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     if not 0 < softmax_scale < math.inf:
         raise ValueError(f"scale must be positive and finite, got {scale}")
@@ -81,6 +91,7 @@ def sparse_attention(
         return reference_attention(
             q, k, v, mask, permutation, order_of_head, tail_bias,
             qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail, scale=softmax_scale,
+            key_bias=key_bias,
         )  # fmt: skip
 
     from .triton import block_sparse_attention
@@ -88,7 +99,9 @@ def sparse_attention(
     return block_sparse_attention(
         q, k, v, permutation, order_of_head,
         mask.kv_num_blocks, mask.kv_indices, mask.computed_bits, tail_bias,
-        mask.block[0], mask.block[1], qk_bits, pv_bits, fp8, tail, softmax_scale,
+        # Without a bias the kernel reads none; the op takes a tensor all the same.
+        tail_bias if key_bias is None else key_bias, key_bias is not None,
+        mask.tokens, mask.block[0], mask.block[1], qk_bits, pv_bits, fp8, tail, softmax_scale,
     )  # fmt: skip
 
 
@@ -119,10 +132,10 @@ def _check_inputs(
                 f"{name} must be contiguous along head_dim, got strides {x.stride()}; "
                 "call .contiguous()"
             )
-    if mask.heads != q.shape[1] or mask.tokens != q.shape[2]:
+    if mask.heads != q.shape[1] or mask.tokens > q.shape[2]:
         raise ValueError(
-            f"mask must be for {q.shape[1]} heads and {q.shape[2]} tokens as q is, got a mask for "
-            f"{mask.heads} heads and {mask.tokens} tokens"
+            f"mask must be for {q.shape[1]} heads and at most {q.shape[2]} tokens as q is, got a "
+            f"mask for {mask.heads} heads and {mask.tokens} tokens"
         )
     if mask.kv_num_blocks.device != q.device:
         raise ValueError(
@@ -178,3 +191,18 @@ def _resolve_bias(q: Tensor, tail_bias: Tensor | None) -> Tensor:
     if tail_bias.device != q.device:
         raise ValueError(f"tail_bias must be on q's device {q.device}, got {tail_bias.device}")
     return tail_bias.contiguous()
+
+
+def _resolve_key_bias(q: Tensor, extra_tokens: int, key_bias: Tensor | None) -> Tensor | None:
+    if key_bias is None:
+        return None
+    batch = q.shape[0]
+    fits = key_bias.ndim == 2 and key_bias.shape[1] == extra_tokens
+    if not fits or key_bias.shape[0] not in (1, batch) or key_bias.dtype != torch.float32:
+        raise ValueError(
+            f"key_bias must be float32 [{batch} or 1, {extra_tokens}] (batch, extra tokens), got "
+            f"{key_bias.dtype} {list(key_bias.shape)}"
+        )
+    if key_bias.device != q.device:
+        raise ValueError(f"key_bias must be on q's device {q.device}, got {key_bias.device}")
+    return key_bias.contiguous() if extra_tokens else None

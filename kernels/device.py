@@ -8,7 +8,7 @@ import os
 import torch
 
 MIN_CAPABILITY = (8, 0)
-HEAD_DIMS = (64, 128)
+MAX_HEAD_DIM = 256
 FP8_CAPABILITY = (8, 9)
 # Looked up, not imported: that would cost seconds where nothing needs it.
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
@@ -26,8 +26,8 @@ def unavailable_reason(
     device = torch.device(device) if isinstance(device, str) else device
     if dtype is not None and dtype not in (torch.float16, torch.bfloat16):
         return f"the kernels read float16 or bfloat16, not {str(dtype).removeprefix('torch.')}"
-    if head_dim is not None and head_dim not in HEAD_DIMS:
-        return f"the kernels serve head_dim {' and '.join(map(str, HEAD_DIMS))}, not {head_dim}"
+    if head_dim is not None and not (0 < head_dim <= MAX_HEAD_DIM and head_dim % 8 == 0):
+        return f"the kernels serve head_dim in multiples of 8 up to {MAX_HEAD_DIM}, not {head_dim}"
     if not TRITON_INSTALLED:
         return (
             "Triton is not installed (Linux: it comes with torch; "

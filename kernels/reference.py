@@ -3,7 +3,8 @@
 Everything is computed densely in float32 and masked, so it is right on any device and fast on none.
 Low bits are simulated by rounding; integer sums are exact in float32 at these sizes. The tail
 follows "one pooled key and value per skipped block" (Sol-Attn, arXiv 2607.24027; PISA, 2602.01077)
-with a bias per head that calibration fits.
+with a bias per head that calibration fits. Extra tokens (text) lie behind the grid in key blocks of
+their own, which every row computes.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .block_mask import BlockMask
+from .key_packing import KeyPacking, in_blocks
+from .packed_layout import padded_head_dim
 from .quantization import (
     FP8_MAX,
     FP8_P_EXPONENT,
@@ -47,6 +51,7 @@ def reference_attention(
     fp8: bool,
     tail: bool,
     scale: float,
+    key_bias: Tensor | None = None,
 ) -> Tensor:
     """Attention of [B, H, S, D] inputs, rows in the model's order; see ``sparse_attention``."""
     batch, heads, tokens, head_dim = q.shape
@@ -67,6 +72,8 @@ def reference_attention(
             computed[part],
             tail_bias[part].float(),
             mask.block,
+            mask.tokens,
+            key_bias,
             dtype=q.dtype,
             qk_bits=qk_bits,
             pv_bits=pv_bits,
@@ -85,6 +92,8 @@ def _attend(
     computed: Tensor,
     tail_bias: Tensor,
     block: tuple[int, int],
+    grid_tokens: int,
+    key_bias: Tensor | None,
     *,
     dtype: torch.dtype,
     qk_bits: int,
@@ -95,31 +104,47 @@ def _attend(
 ) -> Tensor:
     tokens = q.shape[2]
     query_block, key_block = block
-    sizes = block_sizes(tokens, key_block, q.device)
+    packing = KeyPacking(tokens, grid_tokens, key_block)
+    key_blocks = computed.shape[-1]
+    query_blocks = computed.shape[-2]
+    # Every row computes the extra blocks; the rows of extra queries compute every block.
+    computed = pad(computed, (0, packing.blocks - key_blocks, 0, 1), value=True)
+    sizes = packing.sizes(q.device)
     if qk_bits < 16:
         k = k - k.mean(2, keepdim=True)
+    k, v = packing(k), packing(v)
     # Pooled rows are stored in the inputs' dtype.
-    pooled_k, pooled_v = (pool(x, key_block).to(dtype).float() for x in (k, v))
+    means_k, means_v = (
+        (in_blocks(x, key_block).sum(-2) / sizes[:, None]).to(dtype).float() for x in (k, v)
+    )
     # The tail is a short sequence of keys: in 8 bits where Q.K and P.V both are, else in 16.
     low_tail = qk_bits == 8 and pv_bits == 8
-    logit_operands = _Logits(q, k, pooled_k, key_block, qk_bits, low_tail)
-    values = _Values(v, v, pooled_v, key_block, pv_bits, fp8)
-    tail_values = _Values(pooled_v, v, pooled_v, key_block, pv_bits if low_tail else 16, fp8)
+    exists = packing.exists(q.device)
+    logit_operands = _Logits(q, k, means_k, exists, key_block, key_blocks, qk_bits, low_tail)
+    values = _Values(v, v, means_v, exists, key_block, pv_bits, fp8)
+    pooled_v = means_v[..., :key_blocks, :]
+    tail_values = _Values(
+        pooled_v, v, pooled_v, exists, key_block, pv_bits if low_tail else 16, fp8
+    )
 
     out = torch.empty_like(q)
     chunk = _chunk_elements(q.device)
     rows_at_once = max(1, chunk // (q.shape[0] * q.shape[1] * tokens) // query_block)
     rows_at_once *= query_block
-    key_of_block = torch.arange(tokens, device=q.device) // key_block
+    bias = None if key_bias is None else packing.bias_of_keys(key_bias)[:, None, None]
+    log_sizes = sizes[:key_blocks].log()
     for start in range(0, tokens, rows_at_once):
         rows = slice(start, min(tokens, start + rows_at_once))
-        blocks = torch.arange(rows.start, rows.stop, device=q.device) // query_block
-        kept = computed[:, blocks]  # [H, R, KVb]
+        row = torch.arange(rows.start, rows.stop, device=q.device)
+        kept = computed[:, torch.where(row < grid_tokens, row // query_block, query_blocks)]
         logits = logit_operands(rows) * scale
-        logits = logits.masked_fill(~kept[:, :, key_of_block], -math.inf)
+        if bias is not None:
+            logits = logits + bias
+        logits = logits.masked_fill(~(kept.repeat_interleave(key_block, -1) & exists), -math.inf)
         if tail:
-            pooled = logit_operands.pooled(rows) * scale + sizes.log()
-            pooled = (pooled + tail_bias[:, None, None]).masked_fill(kept, -math.inf)
+            pooled = logit_operands.pooled(rows) * scale + log_sizes
+            pooled = pooled + tail_bias[:, None, None]
+            pooled = pooled.masked_fill(kept[..., :key_blocks], -math.inf)
         else:
             pooled = torch.full((*logits.shape[:-1], 0), -math.inf, device=q.device)
         top = torch.cat((logits, pooled), -1).amax(-1, keepdim=True).clamp_min(-1e30)
@@ -140,42 +165,35 @@ def _chunk_elements(device: torch.device) -> int:
     return CPU_CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS
 
 
-def block_sizes(tokens: int, block: int, device: torch.device) -> Tensor:
-    """float32 [blocks], tokens in each block; only the last may hold fewer."""
-    count = -(-tokens // block)
-    sizes = torch.full((count,), float(block), device=device)
-    sizes[-1] = tokens - (count - 1) * block
-    return sizes
-
-
-def pool(x: Tensor, block: int) -> Tensor:
-    """Mean of each block of tokens: [..., S, D] -> [..., blocks, D]."""
-    sizes = block_sizes(x.shape[-2], block, x.device)
-    return _in_blocks(x, block).sum(-2) / sizes[:, None]
-
-
-def _in_blocks(x: Tensor, block: int) -> Tensor:
-    """[..., S, D] -> [..., blocks, block, D], the ragged last block filled with zeros."""
-    padding = -x.shape[-2] % block
-    x = torch.nn.functional.pad(x, (0, 0, 0, padding))
-    return x.unflatten(-2, (-1, block))
-
-
 def _rounded_by_block(k: Tensor, key_block: int) -> Tensor:
     """K rounded to int8 with one scale per block of rows."""
-    scale = symmetric_scale(_in_blocks(k, key_block), INT8_MAX, (-2, -1)).squeeze(-1)
+    scale = symmetric_scale(in_blocks(k, key_block), INT8_MAX, (-2, -1)).squeeze(-1)
     scale = scale.expand(*scale.shape[:-1], key_block).flatten(-2)[..., : k.shape[-2], None]
     return fake_quantize(k, scale, -INT8_MAX, INT8_MAX) * scale
 
 
+def _rotated(x: Tensor) -> Tensor:
+    """Hadamard rotation, on rows filled with zeros up to the kernels' power of two."""
+    return hadamard(pad(x, (0, padded_head_dim(x.shape[-1]) - x.shape[-1])))
+
+
 class _Logits:
-    """Unscaled logits of a slice of rows against all keys, and against the pooled keys."""
+    """Unscaled logits of a slice of rows against all packed keys, and against the pooled keys."""
 
     def __init__(
-        self, q: Tensor, k: Tensor, pooled_k: Tensor, key_block: int, bits: int, low_tail: bool
+        self,
+        q: Tensor,
+        k: Tensor,
+        means_k: Tensor,
+        exists: Tensor,
+        key_block: int,
+        key_blocks: int,
+        bits: int,
+        low_tail: bool,
     ) -> None:
-        self.correction = None
-        self.pooled_k = pooled_k
+        self.means = None
+        self.key_block = key_block
+        self.pooled_k = means_k[..., :key_blocks, :]
         self.q_tail = q
         if bits == 16:
             self.q, self.k = q, k
@@ -185,14 +203,14 @@ class _Logits:
             self.k = _rounded_by_block(k, key_block)
             self.q_tail = self.q
             if low_tail:
-                self.pooled_k = _rounded_by_block(pooled_k, key_block)
+                self.pooled_k = _rounded_by_block(self.pooled_k, key_block)
         else:
             # q.k = q.(k - block mean) + q.(block mean): the second term is exact, and it is the
             # pooled tail's own logit.
-            block_of_key = torch.arange(k.shape[-2], device=k.device) // key_block
-            self.correction = block_of_key
-            q_rotated = hadamard(q)
-            k_rotated = hadamard(k - pooled_k[..., block_of_key, :])
+            self.means = means_k
+            q_rotated = _rotated(q)
+            centred = k - means_k.repeat_interleave(key_block, -2)
+            k_rotated = _rotated(centred * exists[:, None])
             q_scale = symmetric_scale(q_rotated, INT4_MAX, -1)
             k_scale = symmetric_scale(k_rotated, INT4_MAX, -1)
             self.q = fake_quantize(q_rotated, q_scale, -INT4_MAX, INT4_MAX) * q_scale
@@ -200,8 +218,9 @@ class _Logits:
 
     def __call__(self, rows: slice) -> Tensor:
         logits = self.q[:, :, rows] @ self.k.transpose(-1, -2)
-        if self.correction is not None:
-            logits = logits + self.pooled(rows)[..., self.correction]
+        if self.means is not None:
+            of_means = self.q_tail[:, :, rows] @ self.means.transpose(-1, -2)
+            logits = logits + of_means.repeat_interleave(self.key_block, -1)
         return logits
 
     def pooled(self, rows: slice) -> Tensor:
@@ -215,7 +234,14 @@ class _Values:
     """
 
     def __init__(
-        self, v: Tensor, whole_v: Tensor, pooled_v: Tensor, key_block: int, bits: int, fp8: bool
+        self,
+        v: Tensor,
+        whole_v: Tensor,
+        means_v: Tensor,
+        exists: Tensor,
+        key_block: int,
+        bits: int,
+        fp8: bool,
     ) -> None:
         self.key_block = key_block
         self.bits = bits
@@ -228,15 +254,14 @@ class _Values:
             v_scale = symmetric_scale(whole_v, INT8_MAX, -2)
             self.v = fake_quantize(v, v_scale, -INT8_MAX, INT8_MAX) * v_scale
         elif bits == 4:
-            self.pooled_v = pooled_v
-            centred = _in_blocks(
-                v - pooled_v.repeat_interleave(key_block, -2)[..., : v.shape[-2], :], key_block
-            )
+            self.means_v = means_v
+            centred = (v - means_v.repeat_interleave(key_block, -2)) * exists[:, None]
+            centred = in_blocks(centred, key_block)
             # The zeros that fill a ragged block lie inside [low, high]: deviations average to zero.
             low, high = centred.amin(-2, keepdim=True), centred.amax(-2, keepdim=True)
             step = ((high - low) / UINT4_MAX).clamp_min(SCALE_FLOOR)
             levels = fake_quantize(centred - low, step, 0.0, UINT4_MAX)
-            self.v = (levels * step + low).flatten(-3, -2)[..., : v.shape[-2], :]
+            self.v = (levels * step + low).flatten(-3, -2)
 
     def __call__(self, p: Tensor) -> Tensor:
         if self.bits == 16:
@@ -245,11 +270,11 @@ class _Values:
             offset = 2.0**FP8_P_EXPONENT
             return ((p * offset).to(torch.float8_e4m3fn).float() / offset) @ self.v
         levels = INT8_MAX if self.bits == 8 else UINT4_MAX
-        in_tiles = torch.nn.functional.pad(p, (0, -p.shape[-1] % self.key_block))
+        in_tiles = pad(p, (0, -p.shape[-1] % self.key_block))
         in_tiles = in_tiles.unflatten(-1, (-1, self.key_block))
         p_scale = symmetric_scale(in_tiles, levels, -1)
         rounded = (fake_quantize(in_tiles, p_scale, 0.0, levels) * p_scale).flatten(-2)
         out = rounded[..., : p.shape[-1]] @ self.v
         if self.bits == 4:
-            out = out + in_tiles.sum(-1) @ self.pooled_v
+            out = out + in_tiles.sum(-1) @ self.means_v
         return out

@@ -2,8 +2,9 @@
 
 One program owns a tile of query rows of one head. It first folds in the pooled keys and values of
 the blocks that its row skips (a few tiles), then walks the row's list of key blocks
-with an online softmax, and scatters its rows back to the model's token order. Only the last key
-block can be ragged; it comes last in every list and is peeled off the loop.
+with an online softmax, then all extra tokens, and scatters its rows back to the model's token
+order. Two key blocks can be ragged: the grid's last, which comes last in every list, and the last
+of the extra tokens. Those, and all extra keys that have a bias, are peeled off the loop.
 """
 
 from __future__ import annotations
@@ -12,57 +13,82 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..key_packing import HIDING_BIAS
 from ..launch import LaunchConfig
+from ..packed_layout import PackedLayout
 from .prepass import PreparedInputs
-from .primitives import columns_in_token_order, round_to_int, token_of_position
+from .primitives import head_offset, row_mask, token_of_position
+from .tile import attend_tile
 
 LOG2_E = 1.4426950408889634
 # Sizes that change with length and density must not lead to another compilation.
-NOT_SPECIALIZED = ("S", "H", "rows_padded", "query_blocks", "key_blocks", "list_width", "bit_words")
+NOT_SPECIALIZED = (
+    "S", "H", "grid_tokens", "extra_start", "rows_padded", "query_blocks", "key_blocks",
+    "stored_blocks", "list_width", "bit_words", "key_bias", "bias_stride",
+)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def attention_kernel(
     Q, K, V, Out, permutation, order_of_head, kv_num_blocks, kv_indices, computed_bits, tail_bias,
-    q8, q_scale, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
+    key_bias, q8, q_scale, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
     pooled_k8, pooled_k_scale, pooled_v8,
     q_stride_b, q_stride_h, q_stride_s,
     k_stride_b, k_stride_h, k_stride_s,
     v_stride_b, v_stride_h, v_stride_s,
-    S, H, rows_padded, query_blocks, key_blocks, list_width, bit_words, scale_log2,
-    D: tl.constexpr, QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr,
-    BM: tl.constexpr, BN: tl.constexpr,
+    S, H, grid_tokens, extra_start, rows_padded, query_blocks, key_blocks, stored_blocks,
+    list_width, bit_words, bias_stride, scale_log2,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
+    QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, TAIL: tl.constexpr,
-    TMA: tl.constexpr,
+    TMA: tl.constexpr, EXTRA: tl.constexpr, BIASED: tl.constexpr, HIDING: tl.constexpr,
 ):  # fmt: skip
-    """Grid (ceil(S / BM), B*H)."""
+    """Grid (query tiles of the extra tokens and of the grid, B*H).
+
+    EXTRA: there are extra tokens; BIASED: their keys have a bias [B or 1, S - grid_tokens].
+    """
     tile = tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
     b = batch_head // H
     h = batch_head % H
     d = tl.arange(0, D)
     n = tl.arange(0, BN)
-    row = tile * BM + tl.arange(0, BM)
-    row_valid = row < S
     token_of = permutation + tl.load(order_of_head + h).to(tl.int64) * S
-    token = tl.load(token_of + row, mask=row_valid, other=0).to(tl.int64)
-    list_row = h * query_blocks + (tile * BM) // QUERY_BLOCK
-    count = tl.load(kv_num_blocks + list_row)
+    # Of positions against columns of the permutation, behind the holes.
+    shift = extra_start - grid_tokens
+    if EXTRA:
+        # Rows of extra tokens compute every block, which takes longest: their tiles start first.
+        extra_tiles = tl.cdiv(S - grid_tokens, BM)
+        extra_rows = tile < extra_tiles
+        first_row = tl.where(extra_rows, extra_start + tile * BM, (tile - extra_tiles) * BM)
+        row = first_row + tl.arange(0, BM)
+        row_valid = row < tl.where(extra_rows, shift + S, grid_tokens)
+        listed_at = row - tl.where(extra_rows, shift, 0)
+        list_row = h * query_blocks + tl.where(extra_rows, 0, first_row // QUERY_BLOCK)
+        count = tl.where(extra_rows, key_blocks, tl.load(kv_num_blocks + list_row))
+    else:
+        row = tile * BM + tl.arange(0, BM)
+        row_valid = row < S
+        listed_at = row
+        list_row = h * query_blocks + (tile * BM) // QUERY_BLOCK
+        count = tl.load(kv_num_blocks + list_row)
+    token = tl.load(token_of + listed_at, mask=row_valid, other=0).to(tl.int64)
     row_list = kv_indices + list_row * list_width
-    K += b * k_stride_b + h * k_stride_h
-    V += b * v_stride_b + h * v_stride_h
+    Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
+    K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
+    V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
     k_row = (batch_head * rows_padded).to(tl.int32)
-    v_row = (batch_head * key_blocks * D).to(tl.int32)
+    v_row = (batch_head * stored_blocks * D).to(tl.int32)
     if not TMA:
         k8 += batch_head * rows_padded * D
-        v8 += batch_head * key_blocks * D * KEY_BLOCK
-    pooled_k += batch_head * key_blocks * D
-    pooled_v += batch_head * key_blocks * D
+        v8 += batch_head * stored_blocks * D * KEY_BLOCK
+    pooled_k += batch_head * stored_blocks * D
+    pooled_v += batch_head * stored_blocks * D
 
     if QK_BITS != 8:
         q16 = tl.load(
-            Q + b * q_stride_b + h * q_stride_h + token[:, None] * q_stride_s + d[None, :],
-            mask=row_valid[:, None], other=0.0,
+            Q + token[:, None] * q_stride_s + d[None, :],
+            mask=row_mask(row_valid, d, HEAD_DIM, D), other=0.0,
         )  # fmt: skip
     q16_scale = tl.full([BM], 1.0, tl.float32) * scale_log2
     if QK_BITS == 16:
@@ -72,20 +98,20 @@ def attention_kernel(
         q = tl.load(q8 + (batch_head * rows_padded + row)[:, None] * D + d[None, :])
         row_scale = tl.load(q_scale + batch_head * rows_padded + row) * scale_log2
     if QK_BITS == 8:
-        k_scale += batch_head * key_blocks
+        k_scale += batch_head * stored_blocks
         q16_scale = row_scale
         q16 = q.to(Q.dtype.element_ty) if PV_BITS != 8 else q
     if QK_BITS == 4:
         k_scale += batch_head * rows_padded
     if PV_BITS == 4:
-        v_scale += batch_head * key_blocks * D
-        v_low += batch_head * key_blocks * D
+        v_scale += batch_head * stored_blocks * D
+        v_low += batch_head * stored_blocks * D
 
     acc = tl.zeros([BM, D], tl.float32)
     row_sum = tl.zeros([BM], tl.float32)
     row_max = tl.full([BM], -1e30, tl.float32)
     last_block = key_blocks - 1
-    last_size = S - last_block * KEY_BLOCK
+    last_size = grid_tokens - last_block * KEY_BLOCK
 
     if TAIL:  # noqa: SIM102 - decided at compilation, the next line at run time
         if count < key_blocks:
@@ -117,7 +143,7 @@ def attention_kernel(
                         (batch_head * tiles * PART).to(tl.int32),
                         (batch_head * tiles * D).to(tl.int32),
                         v_scale, v_low, pooled_k, pooled_v, D, D,
-                        D, PART, BM, PART, 8, 8, FP8, False, True, TMA,
+                        D, D, PART, BM, PART, 8, 8, FP8, False, True, TMA,
                     )  # fmt: skip
                 else:
                     acc, row_sum, row_max = attend_tile(
@@ -125,7 +151,7 @@ def attention_kernel(
                         key_blocks, scale_log2,
                         pooled_k, pooled_v, token_of, k8, k_scale, v8, k_row, v_row,
                         v_scale, v_low, pooled_k, pooled_v, D, D,
-                        D, PART, BM, PART, 16, 16, FP8, False, True, TMA,
+                        D, D, PART, BM, PART, 16, 16, FP8, False, True, TMA,
                     )  # fmt: skip
             if (PV_BITS == 8) and not LOW:
                 # From V's units to the accumulator's.
@@ -135,187 +161,126 @@ def attention_kernel(
                     row_sum *= 256.0
 
     SPLIT: tl.constexpr = KEY_BLOCK // BN
+    PERMUTED: tl.constexpr = (QK_BITS < 16) and (PV_BITS < 16)
     ragged = 0
-    if (count > 0) & (last_size < KEY_BLOCK):
-        ragged = (tl.load(row_list + count - 1) == last_block).to(tl.int32)
-    for step in range(0, (count - ragged) * SPLIT):
-        block = tl.load(row_list + step // SPLIT).to(tl.int32)
+    if EXTRA:
+        extra_end = shift + S
+        extra_block = extra_start // KEY_BLOCK
+        whole_extra = 0 if BIASED else (S - grid_tokens) // KEY_BLOCK
+        if (count > 0) & (last_size < KEY_BLOCK):
+            # Rows of extra tokens have no list: the step is the block.
+            last_listed = tl.load(row_list + tl.where(extra_rows, 0, count - 1))
+            ragged = ((last_listed == last_block) | extra_rows).to(tl.int32)
+        whole = count - ragged
+        listed = tl.where(extra_rows, 0, whole)
+        for step in range(0, (whole + whole_extra) * SPLIT):
+            index = step // SPLIT
+            block = tl.load(row_list + index, mask=index < listed, other=0).to(tl.int32)
+            unlisted = tl.where(index < whole, index, extra_block + index - whole)
+            block = tl.where(index < listed, block, unlisted)
+            tokens = token_of - tl.where(block < extra_block, 0, shift)
+            acc, row_sum, row_max = attend_tile(
+                acc, row_sum, row_max, q, q16, row_scale, block, step % SPLIT, row_scale,
+                extra_end, scale_log2,
+                K, V, tokens, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
+                k_stride_s, v_stride_s,
+                HEAD_DIM, D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True, False, TMA,
+            )  # fmt: skip
+        ragged_steps = ragged * tl.cdiv(last_size, BN)
+        peeled_steps = ragged_steps + tl.cdiv(S - grid_tokens, BN) - whole_extra * SPLIT
+    else:
+        if (count > 0) & (last_size < KEY_BLOCK):
+            ragged = (tl.load(row_list + count - 1) == last_block).to(tl.int32)
+        for step in range(0, (count - ragged) * SPLIT):
+            block = tl.load(row_list + step // SPLIT).to(tl.int32)
+            acc, row_sum, row_max = attend_tile(
+                acc, row_sum, row_max, q, q16, row_scale, block, step % SPLIT, row_scale,
+                S, scale_log2,
+                K, V, token_of, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
+                k_stride_s, v_stride_s,
+                HEAD_DIM, D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True, False, TMA,
+            )  # fmt: skip
+        peeled_steps = ragged * SPLIT
+    for step in tl.range(0, peeled_steps, num_stages=1):
+        if EXTRA:
+            of_grid = step < ragged_steps
+            extra_step = step - ragged_steps + whole_extra * SPLIT
+            block = tl.where(of_grid, last_block, extra_block + extra_step // SPLIT)
+            part = tl.where(of_grid, step, extra_step % SPLIT)
+            tokens = token_of - tl.where(of_grid, 0, shift)
+            end = tl.where(of_grid, grid_tokens, extra_end)
+            position = block * KEY_BLOCK + part * BN + token_of_position(n, PERMUTED)
+            bias = tl.where(position < end, 0.0, float("-inf"))
+            if BIASED:
+                extra = position - extra_start
+                given = tl.load(
+                    key_bias + b * bias_stride + extra, mask=(extra >= 0) & (position < end),
+                    other=0.0,
+                )  # fmt: skip
+                bias += tl.where(given > HIDING, given * 1.4426950408889634, float("-inf"))
+        else:
+            block = last_block
+            part = step
+            tokens = token_of
+            end = S
+            inside = step * BN + token_of_position(n, PERMUTED) < last_size
+            bias = tl.where(inside, 0.0, float("-inf"))
         acc, row_sum, row_max = attend_tile(
-            acc, row_sum, row_max, q, q16, row_scale, block, step % SPLIT, row_scale, S, scale_log2,
-            K, V, token_of, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
+            acc, row_sum, row_max, q, q16, row_scale, block, part, bias, end, scale_log2,
+            K, V, tokens, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
             k_stride_s, v_stride_s,
-            D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True, False, TMA,
-        )  # fmt: skip
-    for step in tl.range(0, ragged * SPLIT, num_stages=1):
-        PERMUTED: tl.constexpr = (QK_BITS < 16) and (PV_BITS < 16)
-        inside = step * BN + token_of_position(n, PERMUTED) < last_size
-        acc, row_sum, row_max = attend_tile(
-            acc, row_sum, row_max, q, q16, row_scale, last_block, step,
-            tl.where(inside, 0.0, float("-inf")), S, scale_log2,
-            K, V, token_of, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
-            k_stride_s, v_stride_s,
-            D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True, True, TMA,
+            HEAD_DIM, D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True, True, TMA,
         )  # fmt: skip
 
     # A row with nothing to attend to is zero.
     acc = acc * (1.0 / tl.where(row_sum == 0.0, 1.0, row_sum))[:, None]
     if PV_BITS == 8:
         acc = acc * tl.load(v_scale + batch_head * D + d)[None, :]
-    out = Out + (b * S + token)[:, None] * (H * D) + h * D + d[None, :]
-    tl.store(out, acc.to(Out.dtype.element_ty), mask=row_valid[:, None])
-
-
-@triton.jit
-def attend_tile(
-    acc, row_sum, row_max, q, q16, row_scale, block, part, bias, S, scale_log2,
-    K, V, token_of, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
-    k_stride_s, v_stride_s,
-    D: tl.constexpr, KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr,
-    GATHER: tl.constexpr, BIASED: tl.constexpr, TMA: tl.constexpr,
-):  # fmt: skip
-    """Folds one tile of keys into (acc, row_sum, row_max).
-
-    GATHER: 16-bit keys and values lie at their tokens; else they lie in a row. BIASED: ``bias``
-    [BN] is added to the logits (base 2) of each column. TMA: ``k8`` and ``v8`` are tensor
-    descriptors of all heads and ``k_row``, ``v_row`` this head's first rows; else they are this
-    head's pointers.
-    """
-    PERMUTED: tl.constexpr = (QK_BITS < 16) and (PV_BITS < 16)
-    n = tl.arange(0, BN)
-    d = tl.arange(0, D)
-    first = block * KEY_BLOCK + part * BN
-    if QK_BITS == 16 or PV_BITS == 16:
-        token = (first + n).to(tl.int64)
-        exists = token < S
-        if GATHER:
-            token = tl.load(token_of + first + n, mask=exists, other=0).to(tl.int64)
-    if QK_BITS == 16:
-        if GATHER:
-            kt = tl.load(K + token[None, :] * k_stride_s + d[:, None])
-        else:
-            kt = tl.load(
-                K + token[None, :] * k_stride_s + d[:, None], mask=exists[None, :], other=0.0
-            )
-        s = tl.dot(q, kt)
-        top = tl.max(s, 1)
-        factor = row_scale
-    else:
-        if TMA:
-            kt = tl.trans(k8.load([k_row + first, 0]))
-        else:
-            # A scalar base and loop-invariant 32-bit offsets: few registers, no 64-bit arithmetic.
-            kt = tl.load(k8 + first * D + (n[None, :] * D + d[:, None]))
-        s = tl.dot(q, kt, out_dtype=tl.int32)
-        if QK_BITS == 8:
-            # The largest integer of a row is its largest logit, because both scales are positive.
-            top = tl.max(s, 1).to(tl.float32)
-            factor = row_scale * tl.load(k_scale + block)
-            s = s.to(tl.float32)
-        else:
-            block_mean = tl.load(pooled_k + block * D + d).to(tl.float32)
-            exact = tl.sum(q16.to(tl.float32) * block_mean[None, :], 1) * scale_log2
-            s = s.to(tl.float32) * tl.load(k_scale + first + n)[None, :]
-            s = s * row_scale[:, None] + exact[:, None]
-            top = tl.max(s, 1)
-            factor = tl.full([BM], 1.0, tl.float32)
-    if BIASED:
-        s = s * factor[:, None] + bias[None, :]
-        top = tl.max(s, 1)
-        factor = tl.full([BM], 1.0, tl.float32)
-
-    tile_max = top * factor
-    if FP8:
-        # A whole power of two: P's rounding is the same whichever block came first.
-        tile_max = tl.ceil(tile_max)
-    new_max = tl.maximum(row_max, tile_max)
-    alpha = tl.exp2(row_max - new_max)
-    if PV_BITS == 16:
-        p = tl.exp2(s * factor[:, None] - new_max[:, None])
-        row_sum = row_sum * alpha + tl.sum(p, 1)
-        if GATHER:
-            value = tl.load(V + token[:, None] * v_stride_s + d[None, :])
-        else:
-            value = tl.load(
-                V + token[:, None] * v_stride_s + d[None, :], mask=exists[:, None], other=0.0
-            )
-        acc = tl.dot(p.to(value.dtype), value, acc * alpha[:, None])
-    else:
-        if TMA:
-            vt = tl.trans(v8.load([v_row + block * D, 0]))
-        else:
-            vt = tl.load(v8 + block * (D * KEY_BLOCK) + (d[None, :] * KEY_BLOCK + n[:, None]))
-        if FP8:
-            # P times 2**8 in numerator and denominator: FP8's subnormals are out of the way.
-            p = tl.exp2(s * factor[:, None] - (new_max - 8.0)[:, None])
-            row_sum = row_sum * alpha + tl.sum(p, 1)
-            p8 = p.to(tl.float8e4nv)
-            if PERMUTED:
-                p8 = columns_in_token_order(p8, BM, BN)
-            # A sum of its own for every tile: Hopper's tensor cores add FP8 products with about 14
-            # bits and cut the rest off, which one long sum would not survive.
-            acc = acc * alpha[:, None] + tl.dot(p8, vt)
-        else:
-            LEVELS: tl.constexpr = 127.0 if PV_BITS == 8 else 15.0
-            # Relative to the tile's own maximum: P's scale is per row and tile. A tile of the tail
-            # may be hidden whole; its maximum is then -inf and its P zero.
-            p = tl.exp2(s * factor[:, None] - tl.maximum(tile_max, -1e30)[:, None])
-            weight = tl.exp2(tile_max - new_max)
-            tile_sum = tl.sum(p, 1)
-            row_sum = row_sum * alpha + tile_sum * weight
-            p8 = round_to_int(p * LEVELS).to(tl.int8)
-            if PERMUTED:
-                p8 = columns_in_token_order(p8, BM, BN)
-            product = tl.dot(p8, vt, out_dtype=tl.int32).to(tl.float32)
-            if PV_BITS == 8:
-                acc = acc * alpha[:, None] + product * (weight * (1.0 / 127.0))[:, None]
-            else:
-                channel = block * D + d
-                step = tl.load(v_scale + channel)
-                low = tl.load(v_low + channel)
-                mean = tl.load(pooled_v + channel).to(tl.float32)
-                mass = tl.sum(p8.to(tl.float32), 1)
-                deviation = product * step[None, :] + mass[:, None] * low[None, :]
-                acc = acc * alpha[:, None] + deviation * (weight * (1.0 / 15.0))[:, None]
-                # The block's mean is weighted with the exact probabilities.
-                acc += (tile_sum * weight)[:, None] * mean[None, :]
-    return acc, row_sum, new_max
+    out = Out + (b * S + token)[:, None] * (H * HEAD_DIM) + h * HEAD_DIM + d[None, :]
+    tl.store(out, acc.to(Out.dtype.element_ty), mask=row_mask(row_valid, d, HEAD_DIM, D))
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, permutation: Tensor, order_of_head: Tensor,
     kv_num_blocks: Tensor, kv_indices: Tensor, computed_bits: Tensor, tail_bias: Tensor,
-    prepared: PreparedInputs, block: tuple[int, int], launch: LaunchConfig,
-    *, qk_bits: int, pv_bits: int, fp8: bool, tail: bool, scale: float,
+    key_bias: Tensor, prepared: PreparedInputs, block: tuple[int, int], layout: PackedLayout,
+    launch: LaunchConfig, width: int, alignment: int,
+    *, biased: bool, qk_bits: int, pv_bits: int, fp8: bool, tail: bool, scale: float,
 ) -> None:  # fmt: skip
-    """Launches the kernel into ``out`` [B, S, H, D]."""
+    """Launches the kernel into ``out`` [B, S, H, D]; ``width`` is the padded head dimension."""
     batch, heads, tokens, head_dim = q.shape
+    extra_tokens = tokens - layout.grid_tokens
     tma = launch.tma and qk_bits == 8 and pv_bits == 8
     if tma:
-        prepared = _described(prepared, launch.key_tile, head_dim, tail)
-    attention_kernel[(triton.cdiv(tokens, launch.query_tile), batch * heads)](
+        prepared = _described(prepared, launch.key_tile, width, tail)
+    query_tiles = triton.cdiv(layout.grid_tokens, launch.query_tile) + triton.cdiv(
+        extra_tokens, launch.query_tile
+    )
+    attention_kernel[(query_tiles, batch * heads)](
         q, k, v, out, permutation, order_of_head,
-        kv_num_blocks, kv_indices, computed_bits, tail_bias, *prepared,
+        kv_num_blocks, kv_indices, computed_bits, tail_bias, key_bias, *prepared,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        tokens, heads, triton.cdiv(tokens, max(block)) * max(block),
-        kv_num_blocks.shape[1], triton.cdiv(tokens, block[1]), kv_indices.shape[2],
-        computed_bits.shape[2], scale * LOG2_E,
-        D=head_dim, QUERY_BLOCK=block[0], KEY_BLOCK=block[1],
-        BM=launch.query_tile, BN=launch.key_tile,
+        tokens, heads, layout.grid_tokens, layout.extra_start, layout.rows,
+        kv_num_blocks.shape[1], layout.key_blocks, layout.stored_blocks,
+        kv_indices.shape[2], computed_bits.shape[2],
+        extra_tokens if biased and key_bias.shape[0] > 1 else 0, scale * LOG2_E,
+        HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment,
+        QUERY_BLOCK=block[0], KEY_BLOCK=block[1], BM=launch.query_tile, BN=launch.key_tile,
         QK_BITS=qk_bits, PV_BITS=pv_bits, FP8=fp8 and pv_bits == 8, TAIL=tail, TMA=tma,
+        EXTRA=extra_tokens > 0, BIASED=biased, HIDING=HIDING_BIAS,
         num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
     )  # fmt: skip
 
 
-def _described(prepared: PreparedInputs, keys: int, head_dim: int, tail: bool) -> PreparedInputs:
+def _described(prepared: PreparedInputs, keys: int, width: int, tail: bool) -> PreparedInputs:
     """The 8-bit keys and values as tensor descriptors: the copy engine loads whole tiles."""
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     def keys_of(x: Tensor) -> TensorDescriptor:
-        return TensorDescriptor.from_tensor(x.view(-1, head_dim), [keys, head_dim])
+        return TensorDescriptor.from_tensor(x.view(-1, width), [keys, width])
 
     def values_of(x: Tensor) -> TensorDescriptor:
-        return TensorDescriptor.from_tensor(x.view(-1, keys), [head_dim, keys])
+        return TensorDescriptor.from_tensor(x.view(-1, keys), [width, keys])
 
     described = {"k8": keys_of(prepared.k8), "v8": values_of(prepared.v8)}
     # Without a tail the pooled entries are not read; any descriptor of the shape will do.

@@ -3,11 +3,12 @@
 One launch does the three tensors; a statistics launch before it finds K's mean and V's range. Sums
 go through partial results in a fixed order, so the same input gives the same bits.
 
-Quantised tensors are stored in the head's order, padded to whole key blocks with zeros:
+Quantised tensors are stored in the order and with the holes of ``PackedLayout``, holes as zeros:
 ``q8``/``k8`` [B*H, rows, D]; ``v8`` [B*H, KVb, D, block] (transposed, because 8-bit tensor cores
-read both operands along the summed dimension). With an 8-bit V, K's rows are stored permuted inside
-groups of 16 so that the accumulator of Q.K holds P in the register order of the next product's
-operand.
+read both operands along the summed dimension). KVb counts the blocks of the extra tokens too, and D
+is the padded head dimension: channels past the inputs' own are zero. With an 8-bit V, K's rows are
+stored permuted inside groups of 16 so that the accumulator of Q.K holds P in the register order of
+the next product's operand.
 """
 
 from __future__ import annotations
@@ -19,10 +20,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..packed_layout import PackedLayout
 from ..quantization import FP8_MAX, INT8_MAX, hadamard_matrix
-from .primitives import round_to_int, token_of_position
+from .primitives import head_offset, round_to_int, row_mask, token_of_position
 
 STATISTICS_ROWS = 256
+# Wider rows are rotated in halves: a 256 x 256 matrix does not fit into shared memory everywhere.
+MAX_ROTATION = 128
 
 
 class PreparedInputs(NamedTuple):
@@ -48,7 +52,8 @@ def statistics_kernel(
     K, V, k_partial, v_partial,
     k_stride_b, k_stride_h, k_stride_s, v_stride_b, v_stride_h, v_stride_s,
     S, H, chunks,
-    D: tl.constexpr, ROWS: tl.constexpr, STEP: tl.constexpr,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
+    ROWS: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Grid (chunks, B*H): K's channel sums and V's channel maxima over ROWS tokens."""
     chunk = tl.program_id(0)
@@ -56,35 +61,35 @@ def statistics_kernel(
     b = batch_head // H
     h = batch_head % H
     d = tl.arange(0, D)
+    K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
+    V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
     k_sum = tl.zeros([D], dtype=tl.float32)
     v_max = tl.zeros([D], dtype=tl.float32)
     for start in range(0, ROWS, STEP):
         row = (chunk * ROWS + start + tl.arange(0, STEP)).to(tl.int64)
-        valid = (row < S)[:, None]
-        k = tl.load(
-            K + b * k_stride_b + h * k_stride_h + row[:, None] * k_stride_s + d[None, :],
-            mask=valid, other=0.0,
-        ).to(tl.float32)  # fmt: skip
-        k_sum += tl.sum(k, 0)
-        v = tl.load(
-            V + b * v_stride_b + h * v_stride_h + row[:, None] * v_stride_s + d[None, :],
-            mask=valid, other=0.0,
-        ).to(tl.float32)  # fmt: skip
+        mask = row_mask(row < S, d, HEAD_DIM, D)
+        k = tl.load(K + row[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
+        k_sum += tl.sum(k.to(tl.float32), 0)
+        v = tl.load(V + row[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
+        v = v.to(tl.float32)
         v_max = tl.maximum(v_max, tl.max(tl.abs(v), 0))
     out = (batch_head * chunks + chunk) * D + d
     tl.store(k_partial + out, k_sum)
     tl.store(v_partial + out, v_max)
 
 
-@triton.jit(do_not_specialize=("S", "H", "rows_padded", "key_blocks"))
+@triton.jit(
+    do_not_specialize=("S", "H", "grid_tokens", "extra_start", "rows_padded", "stored_blocks")
+)
 def prepass_kernel(
     Q, K, V, permutation, order_of_head, k_mean, v_scale, hadamard,
     q8, q_scale, k8, k_scale, v8, v_step, v_low, pooled_k, pooled_v,
     q_stride_b, q_stride_h, q_stride_s,
     k_stride_b, k_stride_h, k_stride_s,
     v_stride_b, v_stride_h, v_stride_s,
-    S, H, rows_padded, key_blocks,
-    D: tl.constexpr, ROWS: tl.constexpr, QK_BITS: tl.constexpr, PV_BITS: tl.constexpr,
+    S, H, grid_tokens, extra_start, rows_padded, stored_blocks,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
+    ROWS: tl.constexpr, QK_BITS: tl.constexpr, PV_BITS: tl.constexpr,
     FP8: tl.constexpr, POOL: tl.constexpr, GATHER: tl.constexpr,
     PERMUTE_KEYS: tl.constexpr, FIRST_ROLE: tl.constexpr,
 ):  # fmt: skip
@@ -98,39 +103,45 @@ def prepass_kernel(
     role = tl.program_id(2) + FIRST_ROLE
     b = batch_head // H
     h = batch_head % H
-    if (role > 0) & (block >= key_blocks):
-        return  # padding of the query side only
+    first = block * ROWS
+    end = grid_tokens
+    shift = 0  # of positions against columns of the permutation
+    if first >= extra_start:
+        shift = extra_start - grid_tokens
+        end = shift + S
+    if (role > 0) & (first >= end):
+        return  # holes and padding of the query side only
     order = tl.load(order_of_head + h).to(tl.int64)
     d = tl.arange(0, D)
     n = tl.arange(0, ROWS)
     if role == 1:  # noqa: SIM108 - Triton compiles a branch, not a conditional tile
-        position = block * ROWS + token_of_position(n, PERMUTE_KEYS)
+        position = first + token_of_position(n, PERMUTE_KEYS)
     else:
-        position = block * ROWS + n
-    valid = position < S
+        position = first + n
+    valid = position < end
     token = position.to(tl.int64)
     if GATHER:
-        token = tl.load(permutation + order * S + position, mask=valid, other=0).to(tl.int64)
-    stored = (batch_head * rows_padded + block * ROWS + n)[:, None] * D + d[None, :]
-    pooled = (batch_head * key_blocks + block) * D + d
-    size = tl.minimum(S - block * ROWS, ROWS).to(tl.float32)
+        column = position - shift
+        token = tl.load(permutation + order * S + column, mask=valid, other=0).to(tl.int64)
+    mask = row_mask(valid, d, HEAD_DIM, D)
+    stored = (batch_head * rows_padded + first + n)[:, None] * D + d[None, :]
+    pooled = (batch_head * stored_blocks + block) * D + d
+    size = tl.minimum(end - first, ROWS).to(tl.float32)
 
     if role == 0:
-        x = tl.load(
-            Q + b * q_stride_b + h * q_stride_h + token[:, None] * q_stride_s + d[None, :],
-            mask=valid[:, None], other=0.0,
-        ).to(tl.float32)  # fmt: skip
+        Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
+        x = tl.load(Q + token[:, None] * q_stride_s + d[None, :], mask=mask, other=0.0)
+        x = x.to(tl.float32)
         limit: tl.constexpr = 127.0 if QK_BITS == 8 else 7.0
         if QK_BITS == 4:
-            x = rotate(x, hadamard, D)
+            x = rotate(x, hadamard, ROWS, D)
         step = tl.maximum(tl.max(tl.abs(x), 1), 1e-12) * (1.0 / limit)
-        tl.store(q_scale + batch_head * rows_padded + block * ROWS + n, step)
+        tl.store(q_scale + batch_head * rows_padded + first + n, step)
         tl.store(q8 + stored, round_to_int(x * (1.0 / step)[:, None]).to(tl.int8))
     elif role == 1:
-        x = tl.load(
-            K + b * k_stride_b + h * k_stride_h + token[:, None] * k_stride_s + d[None, :],
-            mask=valid[:, None], other=0.0,
-        ).to(tl.float32)  # fmt: skip
+        K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
+        x = tl.load(K + token[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
+        x = x.to(tl.float32)
         if (QK_BITS < 16) and GATHER:
             x = tl.where(valid[:, None], x - tl.load(k_mean + batch_head * D + d)[None, :], 0.0)
         mean = (tl.sum(x, 0) / size).to(K.dtype.element_ty)
@@ -138,24 +149,23 @@ def prepass_kernel(
             tl.store(pooled_k + pooled, mean)
         if QK_BITS == 8:
             step = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), 1e-12) * (1.0 / 127.0)
-            tl.store(k_scale + batch_head * key_blocks + block, step)
+            tl.store(k_scale + batch_head * stored_blocks + block, step)
             tl.store(k8 + stored, round_to_int(x * (1.0 / step)).to(tl.int8))
         if QK_BITS == 4:
             x = tl.where(valid[:, None], x - mean.to(tl.float32)[None, :], 0.0)
-            x = rotate(x, hadamard, D)
+            x = rotate(x, hadamard, ROWS, D)
             step_of_token = tl.maximum(tl.max(tl.abs(x), 1), 1e-12) * (1.0 / 7.0)
-            tl.store(k_scale + batch_head * rows_padded + block * ROWS + n, step_of_token)
+            tl.store(k_scale + batch_head * rows_padded + first + n, step_of_token)
             tl.store(k8 + stored, round_to_int(x * (1.0 / step_of_token)[:, None]).to(tl.int8))
     else:
-        x = tl.load(
-            V + b * v_stride_b + h * v_stride_h + token[:, None] * v_stride_s + d[None, :],
-            mask=valid[:, None], other=0.0,
-        ).to(tl.float32)  # fmt: skip
+        V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
+        x = tl.load(V + token[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
+        x = x.to(tl.float32)
         mean = (tl.sum(x, 0) / size).to(V.dtype.element_ty)
         if POOL:
             tl.store(pooled_v + pooled, mean)
         if PV_BITS < 16:
-            transposed = ((batch_head * key_blocks + block) * D + d[:, None]) * ROWS + n[None, :]
+            transposed = ((batch_head * stored_blocks + block) * D + d[:, None]) * ROWS + n[None, :]
             if PV_BITS == 8:
                 x = x * (1.0 / tl.load(v_scale + batch_head * D + d))[None, :]
                 if FP8:
@@ -174,24 +184,35 @@ def prepass_kernel(
 
 
 @triton.jit
-def rotate(x, hadamard, D: tl.constexpr):
+def rotate(x, hadamard, ROWS: tl.constexpr, D: tl.constexpr):
     """Hadamard rotation of each row. FP16 keeps 11 bits of what becomes 4."""
-    d = tl.arange(0, D)
-    matrix = tl.load(hadamard + d[:, None] * D + d[None, :])
-    return tl.dot(x.to(tl.float16), matrix) * (D**-0.5)
+    if D <= 128:
+        d = tl.arange(0, D)
+        matrix = tl.load(hadamard + d[:, None] * D + d[None, :])
+        return tl.dot(x.to(tl.float16), matrix) * (D**-0.5)
+    else:
+        # The matrix of twice the size is [[M, M], [M, -M]].
+        HALF: tl.constexpr = D // 2
+        d = tl.arange(0, HALF)
+        matrix = tl.load(hadamard + d[:, None] * HALF + d[None, :])
+        left, right = tl.split(x.reshape([ROWS, 2, HALF]).permute([0, 2, 1]))
+        upper = tl.dot((left + right).to(tl.float16), matrix)
+        lower = tl.dot((left - right).to(tl.float16), matrix)
+        return tl.join(upper, lower).permute([0, 2, 1]).reshape([ROWS, D]) * (D**-0.5)
 
 
 def prepare(
     q: Tensor, k: Tensor, v: Tensor, permutation: Tensor, order_of_head: Tensor,
-    block: tuple[int, int],
+    layout: PackedLayout, rows: int, width: int, alignment: int,
     *, qk_bits: int, pv_bits: int, fp8: bool, tail: bool,
 ) -> PreparedInputs:  # fmt: skip
-    """Runs the pre-pass that the given bits and the tail ask for; see the module docstring."""
+    """Runs the pre-pass that the given bits and the tail ask for; see the module docstring.
+
+    ``rows`` is the key block, ``width`` the padded head dimension.
+    """
     batch, heads, tokens, head_dim = q.shape
-    rows = block[1]
-    key_blocks = triton.cdiv(tokens, rows)
-    # Whole key blocks and whole query tiles, whichever is longer.
-    padded = triton.cdiv(tokens, max(block)) * max(block)
+    key_blocks = layout.stored_blocks
+    padded = layout.rows
     pairs = batch * heads
     pool = tail or qk_bits == 4 or pv_bits == 4
 
@@ -201,68 +222,71 @@ def prepare(
     low_qk, low_pv = qk_bits < 16, pv_bits < 16
     low_tail = tail and qk_bits == 8 and pv_bits == 8
     v8_dtype = torch.float8_e4m3fn if pv_bits == 8 and fp8 else torch.int8
-    tiles = triton.cdiv(key_blocks, rows)
+    tiles = triton.cdiv(layout.key_blocks, rows)
     k_mean = v_scale = buffer(False, dtype=torch.float32)
     if low_qk or pv_bits == 8:
-        k_mean, v_max = _statistics(k, v)
+        k_mean, v_max = _statistics(k, v, width, alignment)
         v_scale = v_max.clamp_min_(1e-12).div_(FP8_MAX if fp8 else INT8_MAX)
     prepared = PreparedInputs(
-        q8=buffer(low_qk, pairs, padded, head_dim, dtype=torch.int8),
+        q8=buffer(low_qk, pairs, padded, width, dtype=torch.int8),
         q_scale=buffer(low_qk, pairs, padded, dtype=torch.float32),
-        k8=buffer(low_qk, pairs, padded, head_dim, dtype=torch.int8),
+        k8=buffer(low_qk, pairs, padded, width, dtype=torch.int8),
         k_scale=buffer(low_qk, pairs, key_blocks if qk_bits == 8 else padded, dtype=torch.float32),
-        v8=buffer(low_pv, pairs, key_blocks, head_dim, rows, dtype=v8_dtype),
-        v_scale=buffer(pv_bits == 4, pairs, key_blocks, head_dim, dtype=torch.float32)
+        v8=buffer(low_pv, pairs, key_blocks, width, rows, dtype=v8_dtype),
+        v_scale=buffer(pv_bits == 4, pairs, key_blocks, width, dtype=torch.float32)
         if pv_bits != 8 else v_scale,
-        v_low=buffer(pv_bits == 4, pairs, key_blocks, head_dim, dtype=torch.float32),
-        pooled_k=buffer(pool, pairs, key_blocks, head_dim, dtype=k.dtype),
-        pooled_v=buffer(pool, pairs, key_blocks, head_dim, dtype=v.dtype),
-        pooled_k8=buffer(low_tail, pairs, tiles * rows, head_dim, dtype=torch.int8),
+        v_low=buffer(pv_bits == 4, pairs, key_blocks, width, dtype=torch.float32),
+        pooled_k=buffer(pool, pairs, key_blocks, width, dtype=k.dtype),
+        pooled_v=buffer(pool, pairs, key_blocks, width, dtype=v.dtype),
+        pooled_k8=buffer(low_tail, pairs, tiles * rows, width, dtype=torch.int8),
         pooled_k_scale=buffer(low_tail, pairs, tiles, dtype=torch.float32),
-        pooled_v8=buffer(low_tail, pairs, tiles, head_dim, rows, dtype=v8_dtype),
+        pooled_v8=buffer(low_tail, pairs, tiles, width, rows, dtype=v8_dtype),
     )  # fmt: skip
     if not (low_qk or low_pv or pool):
         return prepared
     hadamard = (
-        hadamard_matrix(head_dim, q.device, torch.float16)
+        hadamard_matrix(min(width, MAX_ROTATION), q.device, torch.float16)
         if qk_bits == 4
         else buffer(False, dtype=torch.float16)
     )
     first_role = 0 if low_qk else 1
     programs = padded // rows if low_qk else key_blocks
-    num_warps = 4 if rows < 128 else 8
+    num_warps = 4 if rows < 128 and width <= 128 else 8
     prepass_kernel[(programs, pairs, 3 - first_role)](
         q, k, v, permutation, order_of_head, k_mean, v_scale, hadamard,
         prepared.q8, prepared.q_scale, prepared.k8, prepared.k_scale,
         prepared.v8, prepared.v_scale, prepared.v_low, prepared.pooled_k, prepared.pooled_v,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        tokens, heads, padded, key_blocks,
-        D=head_dim, ROWS=rows, QK_BITS=qk_bits, PV_BITS=pv_bits, FP8=fp8, POOL=pool, GATHER=True,
+        tokens, heads, layout.grid_tokens, layout.extra_start, padded, key_blocks,
+        HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment, ROWS=rows,
+        QK_BITS=qk_bits, PV_BITS=pv_bits, FP8=fp8, POOL=pool, GATHER=True,
         PERMUTE_KEYS=low_qk and low_pv, FIRST_ROLE=first_role, num_warps=num_warps,
     )  # fmt: skip
     if low_tail:
-        # The pooled rows are a short sequence [B*H, KVb, D]; the same kernel quantises them.
-        stride = (key_blocks * head_dim, 0, head_dim)
+        # The grid's pooled rows are a short sequence; the same kernel quantises them.
+        stride = (key_blocks * width, 0, width)
         prepass_kernel[(tiles, pairs, 2)](
             q, prepared.pooled_k, prepared.pooled_v, permutation, order_of_head, k_mean, v_scale,
             hadamard, prepared.q8, prepared.q_scale, prepared.pooled_k8, prepared.pooled_k_scale,
             prepared.pooled_v8, prepared.v_scale, prepared.v_low,
             prepared.pooled_k, prepared.pooled_v,
             *stride, *stride, *stride,
-            key_blocks, 1, tiles * rows, tiles,
-            D=head_dim, ROWS=rows, QK_BITS=8, PV_BITS=8, FP8=fp8, POOL=False, GATHER=False,
+            layout.key_blocks, 1, layout.key_blocks, tiles * rows, tiles * rows, tiles,
+            HEAD_DIM=width, D=width, ALIGNMENT=1, ROWS=rows,
+            QK_BITS=8, PV_BITS=8, FP8=fp8, POOL=False, GATHER=False,
             PERMUTE_KEYS=True, FIRST_ROLE=1, num_warps=num_warps,
         )  # fmt: skip
     return prepared
 
 
-def _statistics(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of K and largest magnitude of V per channel: float32 [B*H, D] each."""
+def _statistics(k: Tensor, v: Tensor, width: int, alignment: int) -> tuple[Tensor, Tensor]:
+    """Mean of K and largest magnitude of V per channel: float32 [B*H, width] each."""
     batch, heads, tokens, head_dim = k.shape
     chunks = triton.cdiv(tokens, STATISTICS_ROWS)
-    partial = torch.empty(2, batch * heads, chunks, head_dim, dtype=torch.float32, device=k.device)
+    partial = torch.empty(2, batch * heads, chunks, width, dtype=torch.float32, device=k.device)
     statistics_kernel[(chunks, batch * heads)](
         k, v, partial[0], partial[1], *k.stride()[:3], *v.stride()[:3], tokens, heads, chunks,
-        D=head_dim, ROWS=STATISTICS_ROWS, STEP=64, num_warps=4,
+        HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment, ROWS=STATISTICS_ROWS, STEP=64,
+        num_warps=4,
     )  # fmt: skip
     return partial[0].sum(1).div_(tokens), partial[1].amax(1)

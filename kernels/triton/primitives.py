@@ -35,3 +35,25 @@ def columns_in_token_order(p, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Undoes ``token_of_position`` on the columns of a tile: [ROWS, COLUMNS] -> the same."""
     p = p.reshape([ROWS, COLUMNS // 16, 2, 4, 2])
     return p.permute([0, 1, 3, 2, 4]).reshape([ROWS, COLUMNS])
+
+
+@triton.jit
+def row_mask(valid, d, HEAD_DIM: tl.constexpr, D: tl.constexpr):
+    """Mask of [rows, D] loads and stores of rows that hold HEAD_DIM channels in memory."""
+    if HEAD_DIM == D:
+        return valid[:, None]
+    else:
+        return valid[:, None] & (d < HEAD_DIM)[None, :]
+
+
+@triton.jit
+def head_offset(b, h, stride_b, stride_h, ALIGNMENT: tl.constexpr):
+    """Elements before the first row of a head. ALIGNMENT divides both strides.
+
+    Triton knows which strides are multiples of 16. Heads of 72 or 120 channels are not, and without
+    the hint their rows would be read a channel at a time.
+    """
+    offset = b * stride_b + h * stride_h
+    if ALIGNMENT > 1:
+        offset = tl.multiple_of(offset, ALIGNMENT)
+    return offset

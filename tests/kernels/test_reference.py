@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import attention_cases as cases
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_cases import CASES, make_inputs, relative_error
+from attention_cases import CASES, HEAD_DIMS, JOINT, make_inputs, relative_error
 from paro_attention.kernels import BlockMask, sparse_attention
 from paro_attention.kernels.quantization import hadamard, hadamard_matrix
 
@@ -17,24 +18,32 @@ def reference(inputs, **options):
         inputs.mask,
         inputs.permutation,
         implementation="reference",
-        **options,
+        **({"key_bias": inputs.key_bias} | options),
     )
 
 
 def naive_attention(inputs, tail):
     """Row by row from the definition, without any of the reference's code."""
-    batch, heads, tokens, head_dim = inputs.q.shape
-    out = torch.zeros(batch, heads, tokens, head_dim)
+    batch, heads, sequence, head_dim = inputs.q.shape
+    tokens = inputs.mask.tokens
+    out = torch.zeros(batch, heads, sequence, head_dim)
+    key_bias = inputs.key_bias
+    if key_bias is None:
+        key_bias = torch.zeros(1, sequence - tokens)
+    key_bias = key_bias.expand(batch, -1).double()
     query_block, key_block = inputs.mask.block
     for b in range(batch):
         for h in range(heads):
             order = inputs.permutation[h].long()
             q, k, v = (x[b, h][order].double() for x in (inputs.q, inputs.k, inputs.v))
-            for row in range(tokens):
-                keys, values, offsets = [], [], []
-                for block, computed in enumerate(inputs.dense_mask[h, row // query_block].tolist()):
+            shown = key_bias[b] > -1e4
+            for row in range(sequence):
+                keys, values = [k[tokens:][shown]], [v[tokens:][shown]]
+                offsets = [key_bias[b][shown]]
+                row_of_mask = inputs.dense_mask[h, min(row, tokens - 1) // query_block]
+                for block, computed in enumerate(row_of_mask.tolist()):
                     part = slice(block * key_block, min(tokens, (block + 1) * key_block))
-                    if computed:
+                    if computed or row >= tokens:
                         keys.append(k[part])
                         values.append(v[part])
                         offsets.append(torch.zeros(len(k[part]), dtype=torch.double))
@@ -43,14 +52,14 @@ def naive_attention(inputs, tail):
                         values.append(v[part].mean(0, keepdim=True))
                         bias = inputs.tail_bias[h].double() + math.log(len(k[part]))
                         offsets.append(bias[None])
-                if keys:
+                if sum(map(len, keys)):
                     logits = torch.cat(keys) @ q[row] * head_dim**-0.5 + torch.cat(offsets)
                     out[b, h, order[row]] = (torch.softmax(logits, 0) @ torch.cat(values)).float()
     return out
 
 
 @pytest.mark.parametrize("tail", [True, False])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES + JOINT, ids=lambda case: case.name)
 def test_matches_the_definition(case, tail):
     inputs = make_inputs(case, torch.float32)
     got = reference(inputs, tail=tail, tail_bias=inputs.tail_bias)
@@ -62,6 +71,49 @@ def test_density_one_without_reordering_is_dense_attention():
     inputs = make_inputs(case, torch.float32)
     got = sparse_attention(inputs.q, inputs.k, inputs.v, inputs.mask)
     assert relative_error(got, F.scaled_dot_product_attention(inputs.q, inputs.k, inputs.v)) < 1e-6
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("extra", [(23, 0), (0, 40), (9, 70)], ids=str)
+def test_density_one_with_extra_tokens_is_dense_attention(extra, biased):
+    hidden = (3, 0) if biased else None
+    case = cases.Case("dense", batch=2, tokens=200, density=1.0, extra=extra, hidden=hidden)
+    inputs = make_inputs(case, torch.float32)
+    bias_of_keys = torch.zeros(2, 1, 1, case.sequence)
+    if inputs.key_bias is not None:
+        bias_of_keys[:, 0, 0, inputs.permutation[0, case.tokens :].long()] = inputs.key_bias
+    want = F.scaled_dot_product_attention(inputs.q, inputs.k, inputs.v, attn_mask=bias_of_keys)
+    assert relative_error(reference(inputs), want) < 1e-5
+
+
+def test_one_mask_serves_every_number_of_extra_tokens():
+    """Hidden extra tokens change nothing at the grid's rows, whatever their number."""
+    inputs = make_inputs(cases.Case("grid", tokens=200), torch.float32)
+    want = reference(inputs)
+    for count in (1, 64, 100):
+        q, k, v = (
+            torch.cat((x, torch.randn(1, 2, count, 64)), 2) for x in (inputs.q, inputs.k, inputs.v)
+        )
+        behind = torch.arange(200, 200 + count, dtype=torch.int32).expand(2, -1)
+        joint = replace(
+            inputs, q=q, k=k, v=v, permutation=torch.cat((inputs.permutation, behind), 1),
+            key_bias=torch.full((1, count), -torch.inf),
+        )  # fmt: skip
+        assert relative_error(reference(joint)[:, :, :200], want) < 1e-5
+
+
+def test_a_key_bias_is_in_natural_units():
+    """A key with bias log 2 counts twice."""
+    case = cases.Case("one extra token", tokens=64, extra=(0, 2), density=1.0)
+    inputs = make_inputs(case, torch.float32)
+    twice = replace(
+        inputs,
+        k=torch.cat((inputs.k[:, :, :65], inputs.k[:, :, 64:65]), 2),
+        v=torch.cat((inputs.v[:, :, :65], inputs.v[:, :, 64:65]), 2),
+    )
+    bias = torch.tensor([[math.log(2.0), -math.inf]])
+    got = reference(inputs, key_bias=bias)[:, :, :65]
+    assert relative_error(got, reference(twice)[:, :, :65]) < 1e-5
 
 
 def test_reordering_alone_changes_nothing():
@@ -104,6 +156,14 @@ def test_low_bits_stay_within_their_budget(qk_bits, pv_bits, pv8, budget):
     got = reference(inputs, qk_bits=qk_bits, pv_bits=pv_bits, pv8=pv8)
     want = F.scaled_dot_product_attention(inputs.q, inputs.k, inputs.v)
     assert 0 < relative_error(got, want) < budget
+
+
+@pytest.mark.parametrize(("bits", "budget"), [(8, 0.025), (4, 0.23)])
+@pytest.mark.parametrize("case", JOINT[:3] + HEAD_DIMS[:5], ids=lambda case: case.name)
+def test_low_bits_of_joint_sequences_stay_within_their_budget(case, bits, budget):
+    inputs = make_inputs(replace(case, density=1.0), torch.float32)
+    got = reference(inputs, qk_bits=bits, pv_bits=bits, pv8="int8")
+    assert 0 < relative_error(got, reference(inputs)) < budget
 
 
 def test_eight_bits_ignore_a_large_offset_of_all_keys():
@@ -157,13 +217,35 @@ def test_hadamard_is_orthonormal_and_equals_its_matrix():
         (
             {"mask": BlockMask.from_dense(torch.ones(2, 4, 4, dtype=torch.bool), (64, 64), 256)},
             ValueError,
-            "mask must be for 2 heads and 128 tokens .* got a mask for 2 heads and 256 tokens",
+            "mask must be for 2 heads and at most 128 tokens .* got a mask for 2 heads and 256",
+        ),
+        (
+            {"permutation": torch.zeros(2, 100, dtype=torch.int32)},
+            ValueError,
+            r"permutation must be int32 \[orders, 128\], got torch.int32 \[2, 100\]",
+        ),
+        (
+            {"key_bias": torch.zeros(1, 128)},
+            ValueError,
+            r"key_bias must be float32 \[1 or 1, 28\] .* got torch.float32 \[1, 128\]",
+        ),
+        ({"key_bias": torch.zeros(3, 28)}, ValueError, r"key_bias must be .* got .* \[3, 28\]"),
+        ({"key_bias": torch.zeros(28)}, ValueError, r"key_bias must be .* got .* \[28\]"),
+        (
+            {"key_bias": torch.zeros(1, 28, dtype=torch.bool)},
+            ValueError,
+            "key_bias must be float32 .* got torch.bool",
+        ),
+        (
+            {"key_bias": torch.zeros(1, 28, device="meta")},
+            ValueError,
+            "key_bias must be on q's device cpu, got meta",
         ),
     ],
 )
 def test_bad_input_names_both_sides(change, error, message):
     arguments = {name: torch.zeros(1, 2, 128, 64) for name in ("q", "k", "v")}
-    arguments["mask"] = BlockMask.from_dense(torch.ones(2, 2, 2, dtype=torch.bool), (64, 64), 128)
+    arguments["mask"] = BlockMask.from_dense(torch.ones(2, 2, 2, dtype=torch.bool), (64, 64), 100)
     with pytest.raises(error, match=message):
         sparse_attention(**(arguments | change))
 
@@ -172,3 +254,13 @@ def test_insisting_on_triton_where_it_cannot_run_says_why():
     inputs = make_inputs(cases.Case("float32", tokens=128), torch.float32)
     with pytest.raises(RuntimeError, match="float16 or bfloat16, not float32"):
         sparse_attention(inputs.q, inputs.k, inputs.v, inputs.mask, implementation="triton")
+
+
+@pytest.mark.parametrize("head_dim", [100, 264])
+def test_a_head_dim_that_the_kernels_do_not_serve_is_named(head_dim):
+    inputs = make_inputs(cases.Case("odd", tokens=64, head_dim=head_dim), torch.float16)
+    arguments = (inputs.q, inputs.k, inputs.v, inputs.mask)
+    message = f"head_dim in multiples of 8 up to 256, not {head_dim}"
+    with pytest.raises(RuntimeError, match=message):
+        sparse_attention(*arguments, implementation="triton")
+    assert torch.isfinite(sparse_attention(*arguments)).all()

@@ -9,7 +9,7 @@ import os
 
 import pytest
 import torch
-from attention_cases import CASES, make_inputs, relative_error
+from attention_cases import CASES, HEAD_DIMS, JOINT, make_inputs, relative_error
 from paro_attention.kernels import sparse_attention, unavailable_reason
 
 pytestmark = pytest.mark.skipif(
@@ -24,7 +24,8 @@ TOLERANCE = {16: 1e-3, 8: 2e-3, 4: 2.5e-2}
 
 def both(inputs, **options):
     arguments = (inputs.q, inputs.k, inputs.v, inputs.mask, inputs.permutation)
-    options = {"tail_bias": inputs.tail_bias, "pv8": "int8"} | options
+    fixed = {"tail_bias": inputs.tail_bias, "key_bias": inputs.key_bias, "pv8": "int8"}
+    options = fixed | options
     return (
         sparse_attention(*arguments, implementation="triton", **options),
         sparse_attention(*arguments, implementation="reference", **options),
@@ -38,8 +39,31 @@ def test_eight_bits_equal_the_reference(case, tail):
     assert relative_error(got, want) < TOLERANCE[8]
 
 
+@pytest.mark.parametrize("case", JOINT, ids=lambda case: case.name)
+def test_a_joint_sequence_equals_the_reference(case):
+    # The tail shows in rows that skip blocks; without it a row may be left with nothing at all.
+    tail = not case.empty_row
+    got, want = both(make_inputs(case, torch.float16), qk_bits=8, pv_bits=8, tail=tail)
+    assert relative_error(got, want) < TOLERANCE[8]
+    assert torch.isfinite(got).all()
+
+
+@pytest.mark.parametrize(("qk_bits", "pv_bits"), [(16, 16), (8, 16), (16, 8), (4, 4)])
+@pytest.mark.parametrize("case", [JOINT[1], JOINT[4], JOINT[8]], ids=lambda case: case.name)
+def test_a_joint_sequence_equals_the_reference_in_other_bits(case, qk_bits, pv_bits):
+    got, want = both(make_inputs(case, torch.float16), qk_bits=qk_bits, pv_bits=pv_bits)
+    assert relative_error(got, want) < TOLERANCE[min(qk_bits, pv_bits)]
+
+
+@pytest.mark.parametrize("bits", [16, 8, 4])
+@pytest.mark.parametrize("case", HEAD_DIMS, ids=lambda case: case.name)
+def test_every_head_dim_equals_the_reference(case, bits):
+    got, want = both(make_inputs(case, torch.float16), qk_bits=bits, pv_bits=bits)
+    assert relative_error(got, want) < TOLERANCE[bits]
+
+
 @pytest.mark.parametrize("tail", [True, False])
-@pytest.mark.parametrize("case", [CASES[1], CASES[4]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CASES[1], CASES[4], JOINT[3]], ids=lambda case: case.name)
 def test_loading_through_pointers_equals_loading_by_tensor_descriptors(case, tail, monkeypatch):
     inputs = make_inputs(case, torch.float16)
     described, _ = both(inputs, qk_bits=8, pv_bits=8, tail=tail)
@@ -87,7 +111,7 @@ def test_the_custom_op_has_a_fake_of_the_same_layout():
         fake = torch.ops.paro_attention.block_sparse_attention(
             q, q, q, inputs.permutation, inputs.permutation[0, :1], inputs.mask.kv_num_blocks,
             inputs.mask.kv_indices, inputs.mask.computed_bits, inputs.tail_bias,
-            64, 64, 8, 8, False, True, 0.125,
+            inputs.tail_bias, False, inputs.mask.tokens, 64, 64, 8, 8, False, True, 0.125,
         )  # fmt: skip
     real, _ = both(inputs, qk_bits=8, pv_bits=8)
     assert fake.shape == real.shape

@@ -1,0 +1,129 @@
+"""One tile of keys of the online softmax, in every number format."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .primitives import columns_in_token_order, round_to_int
+
+
+@triton.jit
+def attend_tile(
+    acc, row_sum, row_max, q, q16, row_scale, block, part, bias, end, scale_log2,
+    K, V, token_of, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
+    k_stride_s, v_stride_s,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr,
+    KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr,
+    GATHER: tl.constexpr, BIASED: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """Folds one tile of keys into (acc, row_sum, row_max).
+
+    GATHER: 16-bit keys and values lie at their tokens, ``token_of`` gives that of a position, in
+    rows of HEAD_DIM channels; else they lie in a row. No key lies at position ``end`` or behind it.
+    BIASED: ``bias`` [BN] is added to the logits (base 2) of each column. TMA: ``k8`` and ``v8`` are
+    tensor descriptors of all heads and ``k_row``, ``v_row`` this head's first rows; else they are
+    this head's pointers.
+    """
+    PERMUTED: tl.constexpr = (QK_BITS < 16) and (PV_BITS < 16)
+    n = tl.arange(0, BN)
+    d = tl.arange(0, D)
+    first = block * KEY_BLOCK + part * BN
+    if QK_BITS == 16 or PV_BITS == 16:
+        token = (first + n).to(tl.int64)
+        exists = token < end
+        if GATHER:
+            token = tl.load(token_of + first + n, mask=exists, other=0).to(tl.int64)
+    if QK_BITS == 16:
+        k_at = K + token[None, :] * k_stride_s + d[:, None]
+        if not GATHER:
+            kt = tl.load(k_at, mask=exists[None, :], other=0.0)
+        elif HEAD_DIM == D:
+            kt = tl.load(k_at)
+        else:
+            kt = tl.load(k_at, mask=(d < HEAD_DIM)[:, None], other=0.0)
+        s = tl.dot(q, kt)
+        top = tl.max(s, 1)
+        factor = row_scale
+    else:
+        if TMA:
+            kt = tl.trans(k8.load([k_row + first, 0]))
+        else:
+            # A scalar base and loop-invariant 32-bit offsets: few registers, no 64-bit arithmetic.
+            kt = tl.load(k8 + first * D + (n[None, :] * D + d[:, None]))
+        s = tl.dot(q, kt, out_dtype=tl.int32)
+        if QK_BITS == 8:
+            # The largest integer of a row is its largest logit, because both scales are positive.
+            top = tl.max(s, 1).to(tl.float32)
+            factor = row_scale * tl.load(k_scale + block)
+            s = s.to(tl.float32)
+        else:
+            block_mean = tl.load(pooled_k + block * D + d).to(tl.float32)
+            exact = tl.sum(q16.to(tl.float32) * block_mean[None, :], 1) * scale_log2
+            s = s.to(tl.float32) * tl.load(k_scale + first + n)[None, :]
+            s = s * row_scale[:, None] + exact[:, None]
+            top = tl.max(s, 1)
+            factor = tl.full([BM], 1.0, tl.float32)
+    if BIASED:
+        s = s * factor[:, None] + bias[None, :]
+        top = tl.max(s, 1)
+        factor = tl.full([BM], 1.0, tl.float32)
+
+    tile_max = top * factor
+    if FP8:
+        # A whole power of two: P's rounding is the same whichever block came first.
+        tile_max = tl.ceil(tile_max)
+    new_max = tl.maximum(row_max, tile_max)
+    alpha = tl.exp2(row_max - new_max)
+    if PV_BITS == 16:
+        p = tl.exp2(s * factor[:, None] - new_max[:, None])
+        row_sum = row_sum * alpha + tl.sum(p, 1)
+        v_at = V + token[:, None] * v_stride_s + d[None, :]
+        if not GATHER:
+            value = tl.load(v_at, mask=exists[:, None], other=0.0)
+        elif HEAD_DIM == D:
+            value = tl.load(v_at)
+        else:
+            value = tl.load(v_at, mask=(d < HEAD_DIM)[None, :], other=0.0)
+        acc = tl.dot(p.to(value.dtype), value, acc * alpha[:, None])
+    else:
+        if TMA:
+            vt = tl.trans(v8.load([v_row + block * D, 0]))
+        else:
+            vt = tl.load(v8 + block * (D * KEY_BLOCK) + (d[None, :] * KEY_BLOCK + n[:, None]))
+        if FP8:
+            # P times 2**8 in numerator and denominator: FP8's subnormals are out of the way.
+            p = tl.exp2(s * factor[:, None] - (new_max - 8.0)[:, None])
+            row_sum = row_sum * alpha + tl.sum(p, 1)
+            p8 = p.to(tl.float8e4nv)
+            if PERMUTED:
+                p8 = columns_in_token_order(p8, BM, BN)
+            # A sum of its own for every tile: Hopper's tensor cores add FP8 products with about 14
+            # bits and cut the rest off, which one long sum would not survive.
+            acc = acc * alpha[:, None] + tl.dot(p8, vt)
+        else:
+            LEVELS: tl.constexpr = 127.0 if PV_BITS == 8 else 15.0
+            # Relative to the tile's own maximum: P's scale is per row and tile. A tile may
+            # be hidden whole; its maximum is then -inf and its P zero.
+            p = tl.exp2(s * factor[:, None] - tl.maximum(tile_max, -1e30)[:, None])
+            weight = tl.exp2(tile_max - new_max)
+            tile_sum = tl.sum(p, 1)
+            row_sum = row_sum * alpha + tile_sum * weight
+            p8 = round_to_int(p * LEVELS).to(tl.int8)
+            if PERMUTED:
+                p8 = columns_in_token_order(p8, BM, BN)
+            product = tl.dot(p8, vt, out_dtype=tl.int32).to(tl.float32)
+            if PV_BITS == 8:
+                acc = acc * alpha[:, None] + product * (weight * (1.0 / 127.0))[:, None]
+            else:
+                channel = block * D + d
+                step = tl.load(v_scale + channel)
+                low = tl.load(v_low + channel)
+                mean = tl.load(pooled_v + channel).to(tl.float32)
+                mass = tl.sum(p8.to(tl.float32), 1)
+                deviation = product * step[None, :] + mass[:, None] * low[None, :]
+                acc = acc * alpha[:, None] + deviation * (weight * (1.0 / 15.0))[:, None]
+                # The block's mean is weighted with the exact probabilities.
+                acc += (tile_sum * weight)[:, None] * mean[None, :]
+    return acc, row_sum, new_max
