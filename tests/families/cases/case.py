@@ -27,7 +27,12 @@ class Case:
         grid: token grid that must be found.
         layers: visual self-attention calls of a forward, all of which must be ours.
         calls: attention calls of a forward that go through ComfyUI's hook, ours and others.
-        reason: what a dense case must say, in part.
+        reason: what a dense case must say, in part. With a family: why every visual call of the
+            positive prompt is declined; the negative's are served.
+        frames: first and last frame of the latent that belong to the grid and are not given, for
+            models whose latent has others; needs patches of one frame.
+        noise_mask: makes the mask of what is sampled; None: all of the latent is.
+        repeats: visual calls of a forward beyond one a layer.
         note: for the support table.
         exists: whether this host has what the case needs beside the class.
     """
@@ -43,6 +48,9 @@ class Case:
     layers: int
     calls: int
     reason: str = ""
+    frames: tuple[int, int] | None = None
+    noise_mask: Callable[[], Tensor] | None = None
+    repeats: int = 0
     note: str = ""
     exists: Callable[[], bool] = field(default=lambda: True)
 
@@ -62,6 +70,7 @@ def tiny(model_class: str, config: dict[str, Any], seed: int = 0) -> Any:
     device = comfy.model_management.get_torch_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     made = getattr(comfy.supported_models, model_class)(config)
+    made.unet_config |= {key: config[key] for key in made.unet_extra_config if key in config}
     made.set_inference_dtype(dtype, None)
     model = made.get_model({}, "", device=device)
     model.diffusion_model.to(device, dtype)
