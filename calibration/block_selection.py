@@ -10,25 +10,20 @@ from .metrics import ranking_score
 
 
 def forced_blocks(
-    tokens: int, block: tuple[int, int], dense_tokens: int = 0, device: torch.device | str = "cpu"
+    tokens: int, block: tuple[int, int], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Blocks that every mask keeps: the diagonal, and all rows and columns of non-grid tokens.
+    """Blocks that every mask keeps: the diagonal.
 
     Args:
-        tokens: length of the whole sequence.
+        tokens: tokens of the grid.
         block: (query, key) tokens of a block.
-        dense_tokens: non-grid tokens, which stand at the end of every order.
+        device: where the mask is wanted.
 
     Returns:
         bool [Qb, KVb].
     """
     query_blocks, key_blocks = (block_count(tokens, side) for side in block)
-    forced = diagonal(query_blocks, key_blocks, block)
-    if dense_tokens:
-        grid_tokens = tokens - dense_tokens
-        forced[grid_tokens // block[0] :] = True
-        forced[:, grid_tokens // block[1] :] = True
-    return forced.to(device)
+    return diagonal(query_blocks, key_blocks, block).to(device)
 
 
 def select_blocks(mass: Tensor, counts: Tensor | list[int], forced: Tensor) -> Tensor:

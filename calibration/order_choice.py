@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .order_scores import ENERGY, ERRORS, INCOHERENCE, MAPS, RETAINED, SPARSE
+from .order_scores import ENERGY, ERRORS, INCOHERENCE, MAPS, RETAINED, SCORE_COLUMNS, SPARSE
 from .paper_metric import paper_score
 from .tail_bias import TAIL_BIASES
 
@@ -65,3 +66,43 @@ def choose_orders(scores: Tensor, choice: str, alpha: float) -> OrderChoice:
     index = order[..., None, None].expand(*order.shape, 1, by_bias.shape[-1])
     bias = by_bias.gather(-2, index).squeeze(-2).argmin(-1)
     return OrderChoice(order, torch.tensor(TAIL_BIASES)[bias], error.float())
+
+
+class OrderContest:
+    """Sums the scores of all candidates over maps, then decides for each kind of orders.
+
+    Attributes:
+        candidates: names of the candidates of each kind.
+        names: all candidates, in the order of the scores' rows.
+        choices: the choice among each kind's candidates, once decided.
+        chosen: [L][H] distinct names of the chosen orders, over all kinds, once decided.
+    """
+
+    def __init__(self, candidates: Mapping[str, tuple[str, ...]], layers: int, heads: int) -> None:
+        self.candidates = dict(candidates)
+        self.names = tuple(dict.fromkeys(name for names in candidates.values() for name in names))
+        self.choices: dict[str, OrderChoice] = {}
+        self.chosen: list[list[list[str]]] = []
+        if len(self.names) == 1:
+            self.chosen = [[[self.names[0]]] * heads] * layers
+        self._scores = torch.zeros(
+            layers, heads, len(self.names), SCORE_COLUMNS, dtype=torch.float64
+        )
+
+    def add(self, layer: int, scores: Tensor) -> None:
+        """Adds [H, len(names), SCORE_COLUMNS], summed over maps, on any device."""
+        self._scores[layer] += scores.cpu().double()
+
+    def decide(self, choice: str, alpha: float) -> None:
+        """Fixes `choices` and `chosen`; see `choose_orders`."""
+        for kind, names in self.candidates.items():
+            columns = [self.names.index(name) for name in names]
+            self.choices[kind] = choose_orders(self._scores[:, :, columns], choice, alpha)
+        picked = [
+            [[names[index] for index in row] for row in self.choices[kind].order.tolist()]
+            for kind, names in self.candidates.items()
+        ]
+        self.chosen = [
+            [list(dict.fromkeys(of_head)) for of_head in zip(*rows, strict=True)]
+            for rows in zip(*picked, strict=True)
+        ]

@@ -20,6 +20,7 @@ from torch import Tensor
 from .attention_rows import exponentials_, matmul_operand, rows_per_tile, scaled_logits
 from .block_layout import block_count, diagonal, pad_tokens, pool_tokens, valid_tokens
 from .block_selection import select_blocks
+from .extra_keys import ExtraKeys, ExtraPart, dense_output
 from .paper_metric import paper_statistics
 from .profile_geometry import ProfileGeometry
 from .tail_bias import TAIL_BIASES, tail_errors
@@ -55,28 +56,30 @@ def order_scores(
     scale: float,
     with_paper_metric: bool = False,
     profiles: list[ProfileGeometry] | None = None,
+    extra: ExtraKeys | None = None,
 ) -> Tensor:
     """Scores of every candidate order on one attention map.
 
     Args:
-        q, k, v: [S, D] of one head in the model's order.
-        permutations: int64 [S] each, on the device of q.
+        q, k, v: [V, D] of one head's grid tokens in the model's order.
+        permutations: int64 [V] each, on the device of q.
         block: (query, key) tokens of a block.
         density: computed / all blocks among the sampled rows.
         scale: softmax scale.
         with_paper_metric: also measure the paper's two criteria (else 0).
         profiles: geometry of each order for its sampled query blocks; None ranks blocks by the
             map's own mass.
+        extra: keys beside the grid, computed exactly in the reference and in every estimate.
 
     Returns:
         float32 [O, SCORE_COLUMNS] on the device of q: squared error for every tail bias, energy of
         the reference, retained mass, M_sparse, M_quant and 1 (the number of maps), so that rows of
-        several maps can be added.
+        several maps can be added. Mass and the paper's criteria are those of the grid alone.
     """
-    reference = _dense_output(q, k, v, scale)
+    reference = dense_output(q, k, v, scale, extra)
     return torch.stack(
         [
-            _Sample(q, k, v, reference, order, block, scale).scores(
+            _Sample(q, k, v, reference, order, block, scale, extra).scores(
                 density, with_paper_metric, None if profiles is None else profiles[index]
             )
             for index, order in enumerate(permutations)
@@ -93,43 +96,39 @@ def error_curves(
     scale: float,
     profiles: list[ProfileGeometry],
     densities: tuple[float, ...] = ERROR_DENSITIES,
+    extra: ExtraKeys | None = None,
 ) -> Tensor:
     """Output error of one head in some orders at several densities.
 
     Args:
-        q, k, v: [S, D] of one head in the model's order.
-        permutations: int64 [S] each, on the device of q.
+        q, k, v: [V, D] of one head's grid tokens in the model's order.
+        permutations: int64 [V] each, on the device of q.
         block: (query, key) tokens of a block.
         scale: softmax scale.
         profiles: geometry of each order for its sampled query blocks.
         densities: computed / all blocks among the sampled rows.
+        extra: as `order_scores`.
 
     Returns:
         float32 [O, len(densities), len(TAIL_BIASES) + 1]: squared error for every bias, and the
         energy of the reference.
     """
-    reference = _dense_output(q, k, v, scale)
+    reference = dense_output(q, k, v, scale, extra)
     return torch.stack(
         [
-            _Sample(q, k, v, reference, order, block, scale).curve(densities, profile)
+            _Sample(q, k, v, reference, order, block, scale, extra).curve(densities, profile)
             for order, profile in zip(permutations, profiles, strict=True)
         ]
     )
 
 
-def _dense_output(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    queries, keys, values = (matmul_operand(x)[None, None] for x in (q, k, v))
-    return torch.nn.functional.scaled_dot_product_attention(queries, keys, values, scale=scale)[
-        0, 0
-    ].float()
-
-
 class _Rows(NamedTuple):
-    block_sums: Tensor  # [n * bq, KVb] sum of p over each block, relative to the row maximum
+    block_sums: Tensor  # [n * bq, KVb] sum of p over each block, relative to the grid's maximum
     tail: Tensor  # [n * bq, KVb] weight of each block's pooled key
     mass: Tensor  # [n, KVb] block mass
     paper: Tensor  # [2] the paper's two criteria
     tile: Tensor | None  # [n * bq, columns] of p, where one tile holds all rows
+    extra: ExtraPart | None  # of all n * bq rows
 
 
 class _Sample:
@@ -144,8 +143,9 @@ class _Sample:
         order: Tensor,
         block: tuple[int, int],
         scale: float,
+        extra: ExtraKeys | None,
     ) -> None:
-        self.tokens, self.block, self.scale = q.shape[0], block, scale
+        self.tokens, self.block, self.scale, self.extra = q.shape[0], block, scale, extra
         query_blocks, self.key_blocks = (block_count(self.tokens, side) for side in block)
         self.blocks = sampled_blocks(query_blocks).to(q.device)
         positions = self.blocks[:, None] * block[0] + torch.arange(block[0], device=q.device)
@@ -157,7 +157,8 @@ class _Sample:
         self.values = pad_tokens(v[order].float(), block[1])
         self.pooled_keys = pool_tokens(k[order], block[1])
         self.pooled_values = pool_tokens(v[order], block[1])
-        self.step = rows_per_tile(self.keys.shape[0], block[0], q.device)
+        columns = self.keys.shape[0] + (0 if extra is None else extra.keys.shape[0])
+        self.step = rows_per_tile(columns, block[0], q.device)
         self.forced = diagonal(query_blocks, self.key_blocks, block).to(q.device)[self.blocks]
 
     def scores(
@@ -180,16 +181,19 @@ class _Sample:
         return (self.reference.square() * self.valid.view(-1, 1)).sum()
 
     def _rows(self, with_paper_metric: bool) -> _Rows:
-        """One pass over the sampled rows: what each block and its pooled key weigh."""
+        """One pass over the sampled rows: what blocks, pooled keys and extra keys weigh."""
         valid_rows = self.valid.sum(1)
         starts = range(0, len(self.rows), self.step)
-        sums, tails, tile = [], [], None
+        sums, tails, extras, tile = [], [], [], None
         paper = torch.zeros(2, device=self.rows.device)
         for start in starts:
             tile, top = self._tile(start)
             in_blocks = tile.view(len(tile), self.key_blocks, self.block[1]).sum(2)
             sums.append(in_blocks)
             tails.append(self._tail(start, top))
+            if self.extra is not None:
+                queries = self.rows[start : start + self.step]
+                extras.append(self.extra.part(queries, top, self.scale))
             if with_paper_metric:
                 part = slice(start // self.block[0], (start + len(tile)) // self.block[0])
                 weight = self.valid[part].reshape(-1, 1) / in_blocks.sum(1, keepdim=True)
@@ -208,6 +212,7 @@ class _Sample:
             mass / valid_rows[:, None],
             paper / (len(self.blocks) * self.key_blocks),
             tile if len(starts) == 1 else None,
+            ExtraPart(*map(torch.cat, zip(*extras, strict=True))) if extras else None,
         )
 
     def _kept(
@@ -246,10 +251,14 @@ class _Sample:
         masked = tile.view(len(tile), self.key_blocks, self.block[1]) * computed[:, :, None]
         skipped = rows.tail[part] * (1 - computed)
         valid = self.valid.view(-1, 1)[part]
+        exact = masked.view(tile.shape) @ self.values
+        exact_total = (rows.block_sums[part] * computed).sum(1, keepdim=True)
+        tail, tail_total = skipped @ self.pooled_values, skipped.sum(1, keepdim=True)
+        if rows.extra is not None:
+            shrink = rows.extra.shrink[part]
+            exact = exact * shrink + rows.extra.weighted[part]
+            exact_total = exact_total * shrink + rows.extra.total[part]
+            tail, tail_total = tail * shrink, tail_total * shrink
         return tail_errors(
-            (masked.view(tile.shape) @ self.values) * valid,
-            (rows.block_sums[part] * computed).sum(1, keepdim=True),
-            (skipped @ self.pooled_values) * valid,
-            skipped.sum(1, keepdim=True),
-            self.reference[part] * valid,
+            exact * valid, exact_total, tail * valid, tail_total, self.reference[part] * valid
         )

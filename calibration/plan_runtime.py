@@ -21,6 +21,7 @@ from .density_budget import (
     head_densities,
     mass_benefit,
 )
+from .joint_sequence import JointLayout, SequencePermutations
 from .mask_store import MaskStore
 from .metrics import RECALL_DENSITIES
 from .noise_bands import checked_schedule
@@ -28,7 +29,6 @@ from .plan import Plan
 from .predicted_mass import MassPredictor
 from .runtime_options import RuntimeOptions
 from .token_grid import TokenGrid
-from .token_order import sequence_permutation
 
 
 class PlanRuntime:
@@ -50,18 +50,11 @@ class PlanRuntime:
         self.plan, self.grid, self.options = plan, grid, options
         self.device = torch.device(device)
         self.block = plan.block if options.block is None else checked_block(options.block)
-        self.dense_tokens = options.dense_first + options.dense_last
-        self.tokens = grid.tokens + self.dense_tokens
-        self.blocks = tuple(block_count(self.tokens, side) for side in self.block)
-        self._permutations = torch.stack(
-            [
-                sequence_permutation(name, grid, options.dense_first, options.dense_last)
-                for name in plan.orders
-            ]
-        ).to(self.device, torch.int32)
+        self.blocks = tuple(block_count(grid.tokens, side) for side in self.block)
+        self._permutations = SequencePermutations(plan.orders, grid, self.device)
         self._order_of_head = plan.order_of_head.to(self.device, torch.int32)
         self._tail_bias = plan.tail_bias.to(self.device)
-        self._forced = forced_blocks(self.tokens, self.block, self.dense_tokens, self.device)
+        self._forced = forced_blocks(grid.tokens, self.block, self.device)
         self._predictor = MassPredictor(plan, grid, self.block, self.device)
         self._masks = MaskStore(self._build_mask, self.device)
         self._sparse_layers = [n for n in range(plan.layers) if n not in set(options.dense_layers)]
@@ -117,30 +110,42 @@ class PlanRuntime:
         k: Tensor,
         v: Tensor,
         scale: float | None = None,
+        *,
+        dense_first: int = 0,
+        key_bias: Tensor | None = None,
     ) -> Tensor:
-        """Visual self-attention of one layer as the plan has it.
+        """Self-attention of one layer over its joint sequence, as the plan has it.
+
+        The V tokens of the grid attend to the blocks that the mask keeps, to the pooled tail of the
+        others and to all E = S - V extra tokens; extra tokens attend to everything. E may change
+        from call to call.
 
         Args:
             layer: index of the layer.
             sigma: noise level of the call.
             q, k, v: [B, H, S, D] after rotary embedding, in the model's order, on the runtime's
-                device; S is the grid's tokens plus the dense ones at either end.
+                device; S is at least the grid's tokens.
             scale: softmax scale, D ** -0.5 when None.
+            dense_first: extra tokens before the grid, 0..E; the others lie behind it.
+            key_bias: float32 [B or 1, S] in the model's order, added to the logits (natural log
+                units) of the extra keys; -inf or <= -1e4 hides a key. Values at grid tokens are
+                ignored.
 
         Returns:
             [B, H, S, D] in the model's order.
 
         Raises:
-            ValueError: tensors that do not fit the plan or the grid.
+            ValueError: tensors that do not fit the plan or the grid, dense_first out of its range.
+            TypeError: a key_bias that is not float32.
         """
-        self._check(layer, q)
+        layout = self._check(layer, q, dense_first)
         band = self.plan.bands.band_of(sigma)
         out = sparse_attention(
             q,
             k,
             v,
             self._masks.get(layer, band),
-            self._permutations,
+            self._permutations(layout.first, layout.last),
             self._order_of_head[layer],
             qk_bits=self.options.qk_bits,
             pv_bits=self.options.pv_bits,
@@ -148,6 +153,7 @@ class PlanRuntime:
             tail_bias=self._tail_bias[layer],
             scale=scale,
             implementation=self.options.implementation,
+            key_bias=layout.extra_bias(key_bias, q.shape[0], q.device),
         )
         following = self._following_layer(layer)
         if following is not None:
@@ -159,9 +165,9 @@ class PlanRuntime:
         self._check_layer(layer)
         return self._masks.get(layer, self.plan.bands.band_of(sigma))
 
-    def permutations(self) -> Tensor:
-        """int32 [O, S], one whole-sequence permutation per distinct order of the plan."""
-        return self._permutations
+    def permutations(self, dense_first: int = 0, dense_last: int = 0) -> Tensor:
+        """int32 [O, dense_first + V + dense_last], one permutation per distinct order."""
+        return self._permutations(dense_first, dense_last)
 
     def orders(self, layer: int) -> list[str]:
         """Name of every head's order."""
@@ -241,12 +247,8 @@ class PlanRuntime:
 
     def _build_mask(self, layer: int, band: int) -> BlockMask:
         mass = self._predictor(layer, band)
-        if mass.shape[1:] != self.blocks:  # a copy of all heads' mass
-            mass = torch.nn.functional.pad(
-                mass, (0, self.blocks[1] - mass.shape[2], 0, self.blocks[0] - mass.shape[1])
-            )
         computed = select_blocks(mass, self._counts[band][layer].tolist(), self._forced)
-        return BlockMask.from_dense(computed, self.block, self.tokens)
+        return BlockMask.from_dense(computed, self.block, self.grid.tokens)
 
     def _following_layer(self, layer: int) -> int | None:
         layers = self._sparse_layers
@@ -257,15 +259,11 @@ class PlanRuntime:
         if not 0 <= layer < self.plan.layers:
             raise ValueError(f"layer must be in 0..{self.plan.layers - 1}, got {layer}")
 
-    def _check(self, layer: int, q: Tensor) -> None:
+    def _check(self, layer: int, q: Tensor, dense_first: int) -> JointLayout:
         self._check_layer(layer)
-        if q.ndim != 4:
-            raise ValueError(f"q must be [B, H, S, D], got {list(q.shape)}")
-        expected = (self.plan.heads, self.tokens, self.plan.identity.head_dim)
-        if tuple(q.shape[1:]) != expected:
-            raise ValueError(
-                f"q must be [B, {expected[0]}, {expected[1]}, {expected[2]}] for the grid "
-                f"{self.grid} with {self.dense_tokens} dense tokens, got {list(q.shape)}"
-            )
+        heads, head_dim = self.plan.heads, self.plan.identity.head_dim
+        if q.ndim != 4 or (q.shape[1], q.shape[3]) != (heads, head_dim):
+            raise ValueError(f"q must be [B, {heads}, S, {head_dim}], got {list(q.shape)}")
         if q.device.type != self.device.type:
             raise ValueError(f"q must be on {self.device}, got {q.device}")
+        return JointLayout.of(q.shape[2], self.grid, dense_first)

@@ -13,18 +13,19 @@ import torch
 from torch import Tensor
 
 from .attention_rows import checked_heads
-from .block_layout import block_count, checked_block
+from .block_layout import checked_block
 from .block_mass import block_mass
+from .extra_keys import RecordedCall
+from .grid_orders import GridOrders
+from .joint_sequence import JointLayout
 from .mass_store import BlockPooling, MassStore, pool_factor
 from .noise_bands import NoiseBands, checked_schedule
-from .offset_profile import OffsetBins
-from .order_choice import CHOICES, OrderChoice, choose_orders
-from .order_scores import SCORE_COLUMNS, error_curves, order_scores, sampled_blocks
+from .order_choice import CHOICES, OrderContest
+from .order_scores import error_curves, order_scores
 from .plan import ModelIdentity, Plan
 from .plan_builder import Findings, build_plan
-from .profile_geometry import ProfileGeometry
 from .token_grid import TokenGrid
-from .token_order import candidate_orders, grid_permutation
+from .token_order import candidate_orders
 
 
 class Recorder:
@@ -92,24 +93,14 @@ class Recorder:
         self.choice, self.alpha, self.density = choice, float(alpha), float(density)
         self.prompts = prompts
         kinds = (orders,) if isinstance(orders, str) else tuple(orders)
-        self.candidates = {kind: candidate_orders(grid, self.block, kind) for kind in kinds}
         if not kinds:
             raise ValueError("orders must name at least one kind, got none")
-        self.all_candidates = tuple(
-            dict.fromkeys(name for names in self.candidates.values() for name in names)
-        )
+        self.candidates = {kind: candidate_orders(grid, self.block, kind) for kind in kinds}
+        self._contest = OrderContest(self.candidates, layers, heads)
         self.steps = self.bands.sampled_steps(self.schedule, steps_per_band)
         maps = layers * heads * self.bands.count * len(kinds)
         self._store = MassStore(BlockPooling(grid, self.block, pool_factor(grid, self.block, maps)))
-        self._scores = torch.zeros(
-            layers, heads, len(self.all_candidates), SCORE_COLUMNS, dtype=torch.float64
-        )
-        self._bins = OffsetBins.for_grid(grid)
-        self._permutations: dict[tuple[str, torch.device], Tensor] = {}
-        self._geometries: dict[tuple[str, torch.device], ProfileGeometry] = {}
-        self._sampled_geometries: dict[tuple[str, torch.device], ProfileGeometry] = {}
-        self._choices: dict[str, OrderChoice] = {}
-        self._chosen: list[list[list[str]]] = []
+        self._orders = GridOrders(grid, self.block)
         self._prompt: int | None = None
         self._device = torch.device("cpu")
 
@@ -127,6 +118,11 @@ class Recorder:
         return max(1, self.prompts // 2)
 
     @property
+    def all_candidates(self) -> tuple[str, ...]:
+        """The candidates of all kinds, each once."""
+        return self._contest.names
+
+    @property
     def _nothing_to_choose(self) -> bool:
         return len(self.all_candidates) == 1
 
@@ -142,10 +138,8 @@ class Recorder:
                 f"prompt index must be {expected} of {self.runs_needed} runs, got {index}"
             )
         if index == self.choosing_runs:
-            self._fix_choices()
+            self._contest.decide(self.choice, self.alpha)
         self._prompt = index
-        if index == 0 and self._nothing_to_choose:
-            self._chosen = [[[self.all_candidates[0]]] * self.heads] * self.layers
 
     def wants(self, layer: int, sigma: float) -> bool:
         """Whether a call of this layer at this noise level is to be recorded."""
@@ -153,14 +147,30 @@ class Recorder:
             return False
         return any(abs(sigma - step) <= 1e-3 * step for step in self.steps)
 
-    def record(self, layer: int, sigma: float, q: Tensor, k: Tensor, v: Tensor) -> None:
-        """Takes in one attention call.
+    def record(
+        self,
+        layer: int,
+        sigma: float,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        dense_first: int = 0,
+        key_bias: Tensor | None = None,
+    ) -> None:
+        """Takes in one attention call: the grid's queries over all keys.
+
+        The extra keys count exactly in every output error and not at all in block mass; their
+        number may differ from call to call.
 
         Args:
             layer: index of the layer.
             sigma: noise level of the call.
-            q, k, v: [B, H, S, D] of the visual tokens only, after rotary embedding, in the model's
+            q, k, v: [B, H, S, D] of the joint sequence, after rotary embedding, in the model's
                 order; B holds the conditional entries. Any strides, floating point, any device.
+            dense_first: extra tokens before the grid; the others lie behind it.
+            key_bias: float32 [B or 1, S] in the model's order, added to the logits of the extra
+                keys; -inf or <= -1e4 hides a key. Values at grid tokens are ignored.
 
         Raises:
             RuntimeError: no prompt was begun.
@@ -168,13 +178,15 @@ class Recorder:
         """
         if self._prompt is None:
             raise RuntimeError("begin_prompt must be called before record")
-        self._check(layer, q, k, v)
+        layout = self._check(layer, q, k, v, dense_first)
+        bias = layout.extra_bias(key_bias, q.shape[0], q.device)
+        call = RecordedCall(q, k, v, layout, bias)
         self._device = q.device
         choosing = self._prompt < self.choosing_runs
         if choosing:
-            self._score(layer, q, k, v)
+            self._score(layer, call)
         if not choosing or self._nothing_to_choose:
-            self._measure(layer, self.bands.band_of(float(sigma)), q, k, v)
+            self._measure(layer, self.bands.band_of(float(sigma)), call)
 
     def finish(self, identity: ModelIdentity, note: str = "", orders: str | None = None) -> Plan:
         """Makes the plan.
@@ -201,8 +213,8 @@ class Recorder:
                 f"identity must have layers, heads, head_dim {sizes}, got "
                 f"{(identity.layers, identity.heads, identity.head_dim)}"
             )
-        if not self._choices:
-            self._fix_choices()
+        if not self._contest.choices:
+            self._contest.decide(self.choice, self.alpha)
         return build_plan(
             Findings(
                 identity=identity,
@@ -211,8 +223,8 @@ class Recorder:
                 bands=self.bands,
                 schedule=self.schedule,
                 candidates=self.candidates[kind],
-                choice=self._choices[kind],
-                bins=self._bins,
+                choice=self._contest.choices[kind],
+                bins=self._orders.bins,
                 store=self._store,
                 prompts=self.prompts,
                 steps=self.steps,
@@ -222,102 +234,67 @@ class Recorder:
                 density=self.density,
                 note=note,
             ),
-            lambda order: self._geometry(order, self._device),
+            lambda order: self._orders.geometry(order, self._device),
         )
 
-    def _check(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+    def _check(self, layer: int, q: Tensor, k: Tensor, v: Tensor, dense_first: int) -> JointLayout:
         if not 0 <= layer < self.layers:
             raise ValueError(f"layer must be in 0..{self.layers - 1}, got {layer}")
         _, heads, tokens, head_dim = checked_heads(q, k, v)
-        expected = (self.heads, self.grid.tokens, self.head_dim)
-        if (heads, tokens, head_dim) != expected:
+        if (heads, head_dim) != (self.heads, self.head_dim):
             raise ValueError(
-                f"q must be [B, {self.heads}, {self.grid.tokens}, {self.head_dim}] for the grid "
-                f"{self.grid}, got {list(q.shape)}"
+                f"q must be [B, {self.heads}, S, {self.head_dim}], got {list(q.shape)}"
             )
+        return JointLayout.of(tokens, self.grid, dense_first)
 
-    def _score(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        permutations = [self._permutation(name, q.device) for name in self.all_candidates]
-        profiles = [self._sampled_geometry(name, q.device) for name in self.all_candidates]
+    def _score(self, layer: int, call: RecordedCall) -> None:
+        device = call.q.device
+        permutations = [self._orders.permutation(name, device) for name in self.all_candidates]
+        profiles = [
+            self._orders.geometry(name, device, sampled=True) for name in self.all_candidates
+        ]
         rows = []
         for head in range(self.heads):
             scores = [
                 order_scores(
-                    q[entry, head],
-                    k[entry, head],
-                    v[entry, head],
+                    call.q[entry, head],
+                    call.k[entry, head],
+                    call.v[entry, head],
                     permutations,
                     self.block,
                     self.density,
                     self.head_dim**-0.5,
                     with_paper_metric=self.choice == "paper_metric",
                     profiles=profiles,
+                    extra=call.extra(entry, head),
                 )
-                for entry in range(q.shape[0])
+                for entry in range(call.q.shape[0])
             ]
             rows.append(torch.stack(scores).sum(0))
-        self._scores[layer] += torch.stack(rows).cpu().double()
+        self._contest.add(layer, torch.stack(rows))
 
-    def _fix_choices(self) -> None:
-        """Ends the choosing prompt."""
-        for kind, names in self.candidates.items():
-            columns = [self.all_candidates.index(name) for name in names]
-            self._choices[kind] = choose_orders(
-                self._scores[:, :, columns], self.choice, self.alpha
-            )
-        self._chosen = [
-            [
-                list(
-                    dict.fromkeys(
-                        names[int(self._choices[kind].order[layer, head])]
-                        for kind, names in self.candidates.items()
-                    )
-                )
-                for head in range(self.heads)
-            ]
-            for layer in range(self.layers)
-        ]
-
-    def _measure(self, layer: int, band: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        chosen = self._chosen[layer]
+    def _measure(self, layer: int, band: int, call: RecordedCall) -> None:
+        chosen, device = self._contest.chosen[layer], call.q.device
         permutations = [
-            torch.stack([self._permutation(name, q.device) for name in names]) for names in chosen
+            torch.stack([self._orders.permutation(name, device) for name in names])
+            for names in chosen
         ]
-        for head, masses in block_mass(q, k, permutations, self.block):
+        for head, masses in block_mass(call.q, call.k, permutations, self.block):
             keys = [(layer, band, head, name) for name in chosen[head]]
             for key, mass in zip(keys, masses, strict=True):
-                profile = self._geometry(key[3], q.device).fit(mass[None])[0]
+                profile = self._orders.geometry(key[3], device).fit(mass[None])[0]
                 self._store.add(key, mass, profile)
-            for entry in range(q.shape[0]):
+            profiles = [self._orders.geometry(name, device, sampled=True) for name in chosen[head]]
+            for entry in range(call.q.shape[0]):
                 errors = error_curves(
-                    q[entry, head],
-                    k[entry, head],
-                    v[entry, head],
+                    call.q[entry, head],
+                    call.k[entry, head],
+                    call.v[entry, head],
                     list(permutations[head]),
                     self.block,
                     self.head_dim**-0.5,
-                    [self._sampled_geometry(name, q.device) for name in chosen[head]],
+                    profiles,
+                    extra=call.extra(entry, head),
                 )
                 for key, of_order in zip(keys, errors, strict=True):
                     self._store.add_errors(key, of_order)
-
-    def _permutation(self, name: str, device: torch.device) -> Tensor:
-        key = (name, device)
-        if key not in self._permutations:
-            self._permutations[key] = grid_permutation(name, self.grid).to(device)
-        return self._permutations[key]
-
-    def _sampled_geometry(self, name: str, device: torch.device) -> ProfileGeometry:
-        key = (name, device)
-        if key not in self._sampled_geometries:
-            blocks = sampled_blocks(block_count(self.grid.tokens, self.block[0]))
-            self._sampled_geometries[key] = ProfileGeometry(
-                self._bins, self.grid, name, self.block, device, query_blocks=blocks
-            )
-        return self._sampled_geometries[key]
-
-    def _geometry(self, name: str, device: torch.device) -> ProfileGeometry:
-        key = (name, device)
-        if key not in self._geometries:
-            self._geometries[key] = ProfileGeometry(self._bins, self.grid, name, self.block, device)
-        return self._geometries[key]

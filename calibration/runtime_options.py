@@ -25,7 +25,6 @@ class RuntimeOptions:
         dense_layers: layers that always run dense.
         implementation: as `sparse_attention`.
         block: (query, key) tokens of a block; the plan's when None.
-        dense_first, dense_last: non-grid tokens before and behind the grid; always dense.
     """
 
     density: float = 0.3
@@ -38,8 +37,6 @@ class RuntimeOptions:
     dense_layers: tuple[int, ...] = ()
     implementation: str = "auto"
     block: tuple[int, int] | None = None
-    dense_first: int = 0
-    dense_last: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
@@ -53,9 +50,5 @@ class RuntimeOptions:
             raise ValueError(f"warmup must lie in 0..1, got {self.warmup}")
         if any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in self.dense_layers):
             raise ValueError(f"dense_layers must be layer indices, got {self.dense_layers!r}")
-        for name in ("dense_first", "dense_last"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise ValueError(f"{name} must be a number of tokens, got {value!r}")
         if self.block is not None:
             checked_block(self.block)

@@ -74,28 +74,40 @@ def inverse_permutation(permutation: Tensor) -> Tensor:
 def sequence_permutation(
     order: str, grid: TokenGrid, dense_first: int = 0, dense_last: int = 0
 ) -> Tensor:
-    """Gather indices of a whole sequence: grid tokens in the given order, then all other tokens.
+    """Gather indices of a whole sequence: grid tokens in the given order, then all extra tokens.
 
-    Text and other non-grid tokens are not reordered among themselves; they are moved behind the
-    grid so that the blocks of the grid start at position 0 whatever their number.
+    Text and other extra tokens are not reordered among themselves; they are moved behind the grid
+    so that the blocks of the grid start at position 0 whatever their number.
 
     Args:
         order: name of the order.
         grid: the grid, whose tokens start at position `dense_first` of the sequence.
-        dense_first: non-grid tokens before the grid.
-        dense_last: non-grid tokens behind the grid.
+        dense_first: extra tokens before the grid.
+        dense_last: extra tokens behind the grid.
 
     Returns:
         int64 [dense_first + grid.tokens + dense_last] on the CPU.
     """
-    behind = dense_first + grid.tokens
-    return torch.cat(
-        [
-            grid_permutation(order, grid) + dense_first,
-            torch.arange(dense_first),
-            torch.arange(behind, behind + dense_last),
-        ]
-    )
+    return with_extra_tokens(grid_permutation(order, grid), dense_first, dense_last)
+
+
+def with_extra_tokens(permutation: Tensor, first: int, last: int) -> Tensor:
+    """Permutations of a grid made those of a whole sequence, on their device and in their dtype.
+
+    Args:
+        permutation: integer [..., V] gather indices of the grid.
+        first: extra tokens before the grid.
+        last: extra tokens behind it.
+
+    Returns:
+        [..., V + first + last]: grid tokens, then leading extra tokens, then trailing ones.
+    """
+    behind = first + permutation.shape[-1]
+    options = {"dtype": permutation.dtype, "device": permutation.device}
+    leading = torch.arange(first, **options)
+    trailing = torch.arange(behind, behind + last, **options)
+    extra = torch.cat([leading, trailing]).expand(*permutation.shape[:-1], -1)
+    return torch.cat([permutation + first, extra], -1)
 
 
 def candidate_orders(grid: TokenGrid, block: tuple[int, int], kind: str) -> tuple[str, ...]:

@@ -61,13 +61,6 @@ def test_recall_is_monotone_in_density_and_matches_the_masks(tokens, seed):
         torch.testing.assert_close(curve[:, index], kept, atol=1e-5, rtol=1e-5)
 
 
-def test_text_blocks_are_dense_both_ways():
-    forced = forced_blocks(10 * 32 + 20, (32, 64), dense_tokens=40)
-    # Tokens 300.. are text: query blocks from 9, key blocks from 4.
-    assert bool(forced[9:].all()) and bool(forced[:, 4:].all())
-    assert not bool(forced[0, 1:4].any())
-
-
 def test_numbers():
     mask = torch.tensor([[True, False], [True, True]])
     mass = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
