@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,7 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
         PlanError: the file is missing, truncated, not a plan, of another schema, or contradicts
             itself; the message says what was expected and what was found.
     """
-    try:
+    with _named_errors(path):
         with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
             description = _checked_metadata(file.metadata())
             names = set(file.keys())
@@ -73,17 +74,6 @@ def load_plan(path: str | os.PathLike[str]) -> Plan:
             # Copies: a mapped file could not be replaced on Windows by the next calibration.
             tensors = {name: file.get_tensor(name).clone() for name in TENSORS}
         return Plan(**_parsed(description), **tensors)
-    except PlanError as error:
-        raise PlanError(f"plan file {Path(path).name}: {error}") from None
-    except (OSError, SafetensorError) as error:
-        raise PlanError(
-            f"plan file {Path(path).name}: expected a readable safetensors file, found: {error}"
-        ) from error
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, IndexError) as error:
-        raise PlanError(
-            f"plan file {Path(path).name}: expected a complete description of a plan, found "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -92,14 +82,29 @@ def read_description(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         PlanError: as `load_plan`.
     """
+    with (
+        _named_errors(path),
+        safe_open(os.fspath(path), framework="pt", device="cpu") as file,
+    ):
+        return _checked_metadata(file.metadata())
+
+
+@contextlib.contextmanager
+def _named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns whatever is wrong with a file into a PlanError that names it."""
+    name = Path(path).name
     try:
-        with safe_open(os.fspath(path), framework="pt", device="cpu") as file:
-            return _checked_metadata(file.metadata())
+        yield
     except PlanError as error:
-        raise PlanError(f"plan file {Path(path).name}: {error}") from None
+        raise PlanError(f"plan file {name}: {error}") from None
     except (OSError, SafetensorError) as error:
         raise PlanError(
-            f"plan file {Path(path).name}: expected a readable safetensors file, found: {error}"
+            f"plan file {name}: expected a readable safetensors file, found: {error}"
+        ) from error
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError, IndexError) as error:
+        raise PlanError(
+            f"plan file {name}: expected a complete description of a plan, found "
+            f"{type(error).__name__}: {error}"
         ) from error
 
 
