@@ -2,8 +2,9 @@
 
     <host python> worker.py <ComfyUI checkout> [--cpu]
 
-Reads one JSON object a line, {"case": name}, and answers each with one line: what was seen, or
-{"skip": why} or {"error": traceback}. Two ComfyUIs cannot share a process, so each has its own.
+Reads one JSON object a line, {"case": name} or {"neighbour": name}, and answers each with one
+line: what was seen, or {"skip": why} or {"error": traceback}. Two ComfyUIs cannot share a process,
+so each has its own.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = run(cases[request["case"]])
+            answer = neighbour(request) if "neighbour" in request else run(cases[request["case"]])
         except Exception:
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), file=answers, flush=True)
@@ -52,6 +53,13 @@ def load_pack() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["paro_attention"] = module
     spec.loader.exec_module(module)
+
+
+def neighbour(request: dict[str, Any]) -> dict[str, Any]:
+    sys.modules.setdefault("worker", sys.modules["__main__"])  # neighbours.py uses what is here
+    from neighbours import run_scenario
+
+    return run_scenario(request["neighbour"])
 
 
 def find_cases() -> dict[str, Any]:
@@ -72,6 +80,7 @@ class Sampler:
     def __init__(self, case: Any):
         self.case = case
         self.latent = case.latent()
+        self.mask = case.noise_mask() if case.noise_mask else None
 
     def __call__(self, model: Any, cfg: float = 1.0) -> Any:
         import comfy.sample
@@ -80,10 +89,18 @@ class Sampler:
         latent = comfy.sample.fix_empty_latent_channels(model, self.latent)
         noise = comfy.sample.prepare_noise(latent, 7)
         with torch.inference_mode():
-            return comfy.sample.sample(
+            sampled = comfy.sample.sample(
                 model, noise, STEPS, cfg, "euler", "simple", self.case.positive(),
-                self.case.negative(), latent, disable_pbar=True, seed=7,
-            ).float()  # fmt: skip
+                self.case.negative(), latent, noise_mask=self.mask, disable_pbar=True, seed=7,
+            )  # fmt: skip
+        if sampled.is_nested:  # video and sound
+            return torch.cat([part.float().flatten() for part in sampled.unbind()])
+        return sampled.float()
+
+    def given(self) -> dict[str, Any]:
+        """What is sampled, as ComfyUI's LATENT."""
+        mask = {} if self.mask is None else {"noise_mask": self.mask}
+        return {"samples": self.latent} | mask
 
 
 def run(case: Any) -> dict[str, Any]:
@@ -92,7 +109,9 @@ def run(case: Any) -> dict[str, Any]:
     if not hasattr(comfy.supported_models, case.model_class) or not case.exists():
         return {"skip": f"this ComfyUI has no {case.model_class}"}
     model = case.build()
-    return run_served(case, model) if case.family else run_dense(case, model)
+    if not case.family:
+        return run_dense(case, model)
+    return run_declined(case, model) if case.reason else run_served(case, model)
 
 
 def run_dense(case: Any, model: Any) -> dict[str, Any]:
@@ -103,11 +122,28 @@ def run_dense(case: Any, model: Any) -> dict[str, Any]:
     return {"dense": find_family(inner) is None, "reason": unserved_class(inner)}
 
 
+def run_declined(case: Any, model: Any) -> dict[str, Any]:
+    """A prompt whose visual calls are not served, with a plan made on one whose calls are."""
+    from paro_attention.nodes.calibration_run import calibrate
+
+    sample = Sampler(case)
+    negative = case.negative()
+    plan = calibrate(model, [negative], negative, {"samples": sample.latent}, settings()).plan
+    dense = {cfg: sample(model, cfg) for cfg in (1.0, 3.0)}
+    seen: dict[str, Any] = {}
+    for cfg in (1.0, 3.0):
+        out, stats = sample_with(plan, model, sample, cfg, density=1.0, qk_bits=16, pv_bits=16)
+        error = (out - dense[cfg]).norm() / dense[cfg].norm()
+        seen[f"cfg_{cfg:g}"] = stats | {"error": float(error)}
+    return seen
+
+
 def run_served(case: Any, model: Any) -> dict[str, Any]:
     """Calibrates, saves, loads and samples; see the keys."""
+    from layout_probe import misplaced
     from paro_attention.calibration import load_plan, save_plan
     from paro_attention.nodes import attention_hook
-    from paro_attention.nodes.calibration_run import CalibrationSettings, calibrate
+    from paro_attention.nodes.calibration_run import calibrate
     from paro_attention.nodes.families import find_family
     from paro_attention.nodes.model_identity import check_plan, identify
 
@@ -116,12 +152,8 @@ def run_served(case: Any, model: Any) -> dict[str, Any]:
     counted, calls = count_calls(model)
     forwards = count_forwards(counted)
     dense = {cfg: sample(counted if cfg == 1.0 else model, cfg) for cfg in (1.0, 3.0)}
-    settings = CalibrationSettings(
-        seed=1, steps=STEPS, cfg=3.0, sampler_name="euler", scheduler="simple", start_step=0,
-        end_step=10_000, density=0.3, noise_bands=2, orders="tiles", choice="output_error",
-    )  # fmt: skip
     result = calibrate(
-        model, [case.positive()], case.negative(), {"samples": sample.latent}, settings
+        model, [case.positive()], case.negative(), sample.given(), settings()
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.safetensors"
@@ -135,6 +167,7 @@ def run_served(case: Any, model: Any) -> dict[str, Any]:
         "plan_layers": plan.layers,
         "warnings": check_plan(plan, identify(model)),
         "finite": bool(dense[1.0].isfinite().all()),
+        "misplaced": misplaced(case, model),
     }
     for cfg in (1.0, 3.0):
         exact, stats = sample_with(plan, model, sample, cfg, density=1.0, qk_bits=16, pv_bits=16)
@@ -149,6 +182,16 @@ def run_served(case: Any, model: Any) -> dict[str, Any]:
     removed = sample(attention_hook.uninstall(patched), 3.0)
     seen["removed_is_equal"] = bool((removed == dense[3.0]).all())
     return seen
+
+
+def settings() -> Any:
+    """How every case is calibrated."""
+    from paro_attention.nodes.calibration_run import CalibrationSettings
+
+    return CalibrationSettings(
+        seed=1, steps=STEPS, cfg=3.0, sampler_name="euler", scheduler="simple", start_step=0,
+        end_step=10_000, density=0.3, noise_bands=2, orders="tiles", choice="output_error",
+    )  # fmt: skip
 
 
 def count_calls(model: Any) -> tuple[Any, list[int]]:
