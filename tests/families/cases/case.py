@@ -27,6 +27,7 @@ class Case:
         grid: token grid that must be found.
         layers: visual self-attention calls of a forward, all of which must be ours.
         calls: attention calls of a forward that go through ComfyUI's hook, ours and others.
+        columns: columns of the grid that the latent fills; None for all.
         reason: what a dense case must say, in part. With a family: why every visual call of the
             positive prompt is declined; the negative's are served.
         frames: first and last frame of the latent that belong to the grid and are not given, for
@@ -47,6 +48,7 @@ class Case:
     grid: tuple[int, int, int]
     layers: int
     calls: int
+    columns: int | None = None
     reason: str = ""
     frames: tuple[int, int] | None = None
     noise_mask: Callable[[], Tensor] | None = None
