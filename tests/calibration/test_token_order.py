@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from paro_attention.calibration.token_grid import TokenGrid
 from paro_attention.calibration.token_order import (
     AXIS_ORDERS,
+    IMAGE_STRIPES,
     MAX_CANDIDATES,
     candidate_orders,
     grid_permutation,
@@ -54,6 +55,7 @@ def test_known_layouts_of_a_2x2x3_grid(order, expected):
         ((21, 45, 80), (64, 128)),
         ((8, 16, 16), (32, 32)),
         ((1, 64, 64), (64, 64)),
+        ((1, 33, 47), (64, 128)),
         ((1, 1, 5), (32, 32)),
     ],
 )
@@ -65,7 +67,7 @@ def test_candidates_are_distinct_and_match_the_block(shape, block):
     assert len(layouts) == len(names)
     for name in names:
         tile = tile_shape(name)
-        if tile is not None:
+        if tile is not None and name not in IMAGE_STRIPES:
             size = tile[0] * tile[1] * tile[2]
             assert any(0.6 * side <= size <= 1.5 * side for side in block)
 
