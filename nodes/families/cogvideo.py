@@ -1,4 +1,4 @@
-"""CogVideoX 1.0 and 1.5: text, then the video; I2V and inpainting join their latents as channels."""
+"""CogVideoX 1.0 and 1.5: text, then the video; start images join the latent as channels."""
 
 from __future__ import annotations
 

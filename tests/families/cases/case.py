@@ -26,7 +26,8 @@ class Case:
         positive, negative: make the conditioning, of different lengths where the model allows.
         grid: token grid that must be found.
         layers: visual self-attention calls of a forward, all of which must be ours.
-        calls: attention calls of a forward that go through ComfyUI's hook, ours and others.
+        calls: attention calls of a forward that go through ComfyUI's hook, ours and others. In
+            a case that is declined: those declined.
         columns: columns of the grid that the latent fills; None for all.
         reason: what a dense case must say, in part. With a family: why every visual call of the
             positive prompt is declined; the negative's are served.
