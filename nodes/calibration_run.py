@@ -12,7 +12,6 @@ import comfy.model_management
 import comfy.sample
 import comfy.samplers
 import comfy.utils
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -165,7 +164,7 @@ def calibrate(
                 earlier_model or clean, settings, conditions, noise, start, seed, show, latent,
                 last_step=settings.start_step,
             )  # fmt: skip
-            noise = torch.zeros_like(noise)
+            noise = noise * 0.0  # a nested latent, video and sound, has no zeros_like
         samples = _sample(
             watched, settings, conditions, noise, start, seed,
             show_second if first_stage else show, latent,

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..calibration.picture_metrics import cosine_similarity, psnr_db, ssim
 from . import host_ui
+from .latents import video_of
 
 _SHOWN_WIDTH = 960
 
@@ -154,7 +155,7 @@ class ParoCompare(io.ComfyNode):
             results.append(compare_images(images_a, images_b))
             picture = difference_picture(images_a, images_b, gain)
         if latent_a is not None and latent_b is not None:
-            a, b = latent_a["samples"].cpu(), latent_b["samples"].cpu()
+            a, b = (video_of(latent["samples"]).cpu() for latent in (latent_a, latent_b))
             results.append(compare_latents(a, b))
             if picture is None:
                 left, right = latent_picture(torch.cat([a, b])).chunk(2)

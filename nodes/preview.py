@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..demo import pixel_packing
 from .demo_model import DEMO_ATTACHMENT
+from .latents import video_of
 
 MAX_SIDE = 512
 
@@ -20,11 +21,13 @@ def preview_picture(model: Any, x0: Tensor) -> Image.Image | None:
     Args:
         model: ComfyUI ModelPatcher; the demo model's latents are unpacked, other ones are drawn
             in the latent format's approximate colours.
-        x0: [B, C, (F,) H, W] in the model's space, as samplers hand it to their callback.
+        x0: [B, C, (F,) H, W] in the model's space, as samplers hand it to their callback; of a
+            nested one, video and sound, the video is drawn.
 
     Returns:
         The picture, None where the latent format has no colours.
     """
+    x0 = video_of(x0)
     if x0.ndim == 4:
         x0 = x0[:, :, None]
     frame = x0[:1, :, x0.shape[2] // 2 : x0.shape[2] // 2 + 1].float().cpu()
