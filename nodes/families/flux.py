@@ -1,4 +1,9 @@
-"""Flux 1: text, then the picture, then reference pictures (Kontext)."""
+"""Flux 1 and 2 and the models built like them (Ovis, LongCat): text, picture, reference pictures.
+
+Fill and the control models have more input channels and the same tokens. Kontext and Flux 2 put
+the tokens of their reference pictures behind the picture's, whatever the method that gives them
+their positions. Redux adds to the text.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +14,34 @@ from torch import nn
 from .family import Family, Forward, Layout, image_grid, latent_tokens
 
 
-def _modules(model: Any) -> list[nn.Module]:
+def joint_blocks(model: Any) -> list[nn.Module]:
+    """The blocks with separate weights for text and picture, then those with common ones."""
     return [*model.double_blocks, *model.single_blocks]
 
 
-def _shape(model: Any) -> tuple[int, int]:
+def attention_shape(model: Any) -> tuple[int, int]:
+    """(heads, head_dim) of a model that states its width and its heads."""
     return int(model.num_heads), int(model.hidden_size) // int(model.num_heads)
 
 
-def _layout(model: Any, forward: Forward) -> Layout:
+def text_first(model: Any, forward: Forward) -> Layout:
+    """Text, the picture or the frames, then references: [text | grid | references]."""
     references = latent_tokens(forward.values.get("ref_latents"), model.patch_size)
     text = forward.values["context"].shape[1]
-    grid = image_grid(forward.x, model.patch_size)
-    return Layout(grid, side="last", beside=references, extra=text + references)
+    # A patch of the model's inputs may lengthen the text (the style reference of USO).
+    patched = "post_input" in forward.options.get("patches", {})
+    return Layout(
+        image_grid(forward.x, model.patch_size),
+        side="last",
+        beside=references,
+        extra=None if patched else text + references,
+    )
 
 
 FLUX = Family(
     name="Flux",
     model_class="Flux",
-    modules=_modules,
-    shape=_shape,
-    layout=_layout,
+    modules=joint_blocks,
+    shape=attention_shape,
+    layout=text_first,
 )
