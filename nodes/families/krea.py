@@ -21,7 +21,9 @@ def _krea_shape(model: Any) -> tuple[int, int]:
 def _krea_layout(model: Any, forward: Forward) -> Layout:
     references = 0
     if forward.values.get("ref_latents_method", model.default_ref_method) is not None:
-        references = latent_tokens(forward.values.get("ref_latents"), model.patch)
+        for latent in forward.values.get("ref_latents") or ():  # frames become batch entries
+            _, height, width = image_grid(latent, model.patch)
+            references += height * width
     text = forward.values["context"].shape[1]
     grid = image_grid(forward.x, model.patch)
     return Layout(grid, side="last", beside=references, extra=text + references)
