@@ -17,6 +17,22 @@ STATE_KEY = "paro"
 CROSS_ATTENTION = "not visual self-attention"
 
 
+class ModuleLayers:
+    """The layers whose visual calls a self-attention module makes, in their order.
+
+    Attributes:
+        ids: the layers' indices.
+        tensor: the same as int64 [n]. A compiled graph takes it as an input, where an int would
+            be a constant of the graph and every layer would need a graph of its own.
+    """
+
+    __slots__ = ("ids", "tensor")
+
+    def __init__(self, ids: tuple[int, ...]):
+        self.ids = ids
+        self.tensor = torch.tensor(ids, dtype=torch.int64, device="cpu")
+
+
 class ForwardState:
     """What the attention calls of one forward of the model share.
 
@@ -28,10 +44,11 @@ class ForwardState:
         sigma: noise level.
         conditional_rows: batch entries of the positive prompt; None if not known.
         key_masks: masks that only hide keys hide none of the grid's.
-        layers: the layers whose calls the running module is still to make.
+        module: layers of the self-attention module that is running; None outside one.
+        calls: how many of its calls have been made.
     """
 
-    __slots__ = ("conditional_rows", "key_masks", "layers", "layout", "sigma")
+    __slots__ = ("calls", "conditional_rows", "key_masks", "layout", "module", "sigma")
 
     def __init__(
         self,
@@ -44,7 +61,19 @@ class ForwardState:
         self.sigma = sigma
         self.conditional_rows = conditional_rows
         self.key_masks = key_masks
-        self.layers: tuple[int, ...] = ()
+        self.module: ModuleLayers | None = None
+        self.calls = 0
+
+    def enter(self, module: ModuleLayers | None) -> None:
+        """A self-attention module begins, or none is running any more."""
+        self.module = module
+        self.calls = 0
+
+    def next_layer(self) -> int | None:
+        """Layer of the running module's next visual call; None if no more are to come."""
+        if self.module is None or self.calls >= len(self.module.ids):
+            return None
+        return self.module.ids[self.calls]
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +187,8 @@ def classify(
     Returns:
         The call, or a short reason; calls with the same reason are counted together.
     """
-    if state is None or not state.layers:
+    layer = None if state is None else state.next_layer()
+    if state is None or layer is None:
         return CROSS_ATTENTION
     if not call.is_self_attention:
         return "query, key and value differ in shape"
@@ -167,8 +197,7 @@ def classify(
     first = state.layout.first(call.tokens)
     if first is None:
         return "other tokens than expected beside the visual ones"
-    layer, *later = state.layers
-    state.layers = tuple(later)
+    state.calls += 1
     if call.scale is not None:
         return "softmax scale of the model's own"
     if not call.low_precision_attention or call.attn_precision == torch.float32:

@@ -24,12 +24,22 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .attention_call import STATE_KEY, ForwardState, HostCall, VisualCall, classify
+from .attention_call import (
+    STATE_KEY,
+    ForwardState,
+    HostCall,
+    ModuleLayers,
+    VisualCall,
+    classify,
+)
+from .compiled_call import running, traced_call
 from .families import Family, Forward, find_family, unserved_class
 
 logger = logging.getLogger("paro_attention")
 
 OVERRIDE_KEY = "optimized_attention_override"
+LAYERS_ATTRIBUTE = "paro_layers"
+HOOK_ID = "paro"
 
 _hooked_models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -112,8 +122,7 @@ def uninstall(model: Any) -> Any:
 
 
 def _make_override(handler: AttentionHandler, previous: Callable | None) -> Callable:
-    # A plain function: ComfyUI deep-copies model_options, and only functions are shared by that.
-    def override(func: Callable, *args: Any, **kwargs: Any) -> Tensor:
+    def respond(func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         call = HostCall.bind(args, kwargs)
         state: ForwardState | None = (call.transformer_options or {}).get(STATE_KEY)
         visual = classify(call, state, handler.cannot_serve)
@@ -127,10 +136,22 @@ def _make_override(handler: AttentionHandler, previous: Callable | None) -> Call
             return previous(func, *args, **kwargs)
         return func(*args, **kwargs)
 
-    untraced: Any = torch.compiler.disable(override)
-    untraced.paro_handler = handler
-    untraced.paro_previous = previous
-    return untraced
+    # A plain function: ComfyUI deep-copies model_options, and only functions are shared by that.
+    def override(func: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        if not torch.compiler.is_compiling():
+            return respond(func, *args, **kwargs)
+        traced = traced_call(func, args, kwargs)
+        if traced is not None:
+            return traced
+        if previous is not None:
+            return previous(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+    marked: Any = override
+    marked.paro_handler = handler
+    marked.paro_previous = previous
+    marked.paro_respond = respond
+    return marked
 
 
 def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable:
@@ -149,11 +170,12 @@ def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable
         rows = _conditional_rows(options.get("cond_or_uncond"), batch)
         layout = family.layout(getattr(model, "_orig_mod", model), forward)
         options[STATE_KEY] = ForwardState(layout, sigma, rows, family.key_masks)
-        current = options.get(OVERRIDE_KEY)
-        if getattr(current, "paro_handler", None) is not handler:
-            options[OVERRIDE_KEY] = _make_override(handler, current)
+        override = options.get(OVERRIDE_KEY)
+        if getattr(override, "paro_handler", None) is not handler:
+            override = options[OVERRIDE_KEY] = _make_override(handler, override)
         try:
-            return executor(*args, **kwargs)
+            with running(options, override.paro_respond):
+                return executor(*args, **kwargs)
         finally:
             options.pop(STATE_KEY, None)
 
@@ -199,24 +221,35 @@ def _hook_layers(diffusion_model: nn.Module, family: Family) -> None:
     for layer, module in enumerate(family.modules(model)):
         layers_of.setdefault(module, []).append(layer)
     for module, layers in layers_of.items():
-        module.register_forward_pre_hook(_make_enter(tuple(layers)), with_kwargs=True)
-        module.register_forward_hook(_leave, with_kwargs=True, always_call=True)
+        setattr(module, LAYERS_ATTRIBUTE, ModuleLayers(tuple(layers)))
+        _share_id(module, module.register_forward_pre_hook(_enter, with_kwargs=True))
+        _share_id(module, module.register_forward_hook(_leave, with_kwargs=True, always_call=True))
     _hooked_models.add(model)
 
 
-def _make_enter(layers: tuple[int, ...]) -> Callable:
-    def enter(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        state = _state_of(args, kwargs)
-        if state is not None:
-            state.layers = layers
+def _share_id(module: nn.Module, handle: Any) -> None:
+    """Give a hook the id that it has on every module.
 
-    return enter
+    torch.compile guards on ids of hooks: with ids of their own, blocks that are compiled one by one
+    would each need a graph, and there may be only 8 of a piece of code.
+    """
+    for table in vars(module).values():
+        if isinstance(table, dict) and handle.id in table:
+            table[HOOK_ID] = table.pop(handle.id)
+
+
+# The hooks are the same for all modules: a compiled graph that serves several blocks holds the
+# hooks of the first.
+def _enter(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    state = _state_of(args, kwargs)
+    if state is not None:
+        state.enter(getattr(module, LAYERS_ATTRIBUTE))
 
 
 def _leave(_module: nn.Module, args: tuple, kwargs: dict[str, Any], _output: Any) -> None:
     state = _state_of(args, kwargs)
     if state is not None:
-        state.layers = ()
+        state.enter(None)
 
 
 def _state_of(args: tuple, kwargs: dict[str, Any]) -> ForwardState | None:

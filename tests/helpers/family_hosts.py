@@ -32,10 +32,10 @@ class Worker:
                 env=environment,
             )  # fmt: skip
 
-    def run(self, case: str) -> dict[str, Any]:
+    def run(self, case: str, kind: str = "case") -> dict[str, Any]:
         """What the case gives; skips the test where this ComfyUI does not have the model."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps({"case": case}) + "\n")
+        self._process.stdin.write(json.dumps({kind: case}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, f"the host ended:\n{self._log.read_text(errors='replace')[-4000:]}"

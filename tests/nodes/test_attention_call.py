@@ -12,6 +12,7 @@ from paro_attention.nodes.attention_call import (
     STATE_KEY,
     ForwardState,
     HostCall,
+    ModuleLayers,
     VisualCall,
     classify,
 )
@@ -38,7 +39,7 @@ def served(*_args: Any) -> None:
 
 def state(layer: int | None = 0) -> ForwardState:
     made = ForwardState(Layout(GRID), 0.5, (0,))
-    made.layers = () if layer is None else (layer,)
+    made.enter(None if layer is None else ModuleLayers((layer,)))
     return made
 
 

@@ -1,0 +1,132 @@
+"""Attention calls inside a graph of torch.compile: one opaque op, so that no graph is broken.
+
+Noise level, masks and counters change from call to call and must not be seen by the tracer, which
+would compile again for each. The op is given tensors and the call's flags only; at run time it
+looks up the forward that is running in its thread and goes the same way as an uncompiled call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .attention_call import STATE_KEY, ForwardState, ModuleLayers
+
+Respond = Callable[..., Tensor]
+"""The uncompiled override: (func, *args, **kwargs) -> attention output."""
+
+_running = threading.local()
+
+
+@contextmanager
+def running(options: dict[str, Any], respond: Respond) -> Iterator[None]:
+    """Let the ops of this thread's graphs find `respond` and the forward's `options`."""
+    before = getattr(_running, "forward", None)
+    _running.forward = (options, respond)
+    try:
+        yield
+    finally:
+        _running.forward = before
+
+
+def traced_call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
+    """The op in place of a call that may be visual self-attention; None for other calls.
+
+    Runs in the tracer only, so that it reads nothing that changes from step to step.
+    """
+    q, k, v, heads, *rest = args if len(args) > 3 else (*args, kwargs.get("heads"))
+    options = kwargs.get("transformer_options")
+    state = None if options is None else options.get(STATE_KEY)
+    if state is None or state.module is None or not q.shape == k.shape == v.shape:
+        return None
+    if kwargs.get("enable_gqa") or not kwargs.get("low_precision_attention", True):
+        return None
+    if kwargs.get("scale") is not None:
+        return None
+    flags = dict(zip(("mask", "precision", "skip_reshape", "skip_output"), rest, strict=False))
+    if flags.get("precision", kwargs.get("attn_precision")) is not None:
+        return None
+    return visual_attention(
+        q,
+        k,
+        v,
+        flags.get("mask", kwargs.get("mask")),
+        state.module.tensor,
+        heads,
+        bool(flags.get("skip_reshape", kwargs.get("skip_reshape", False))),
+        bool(flags.get("skip_output", kwargs.get("skip_output_reshape", False))),
+        func.__name__,
+    )
+
+
+@torch.library.custom_op("paro_attention::visual_attention", mutates_args=())
+def visual_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    layers: Tensor,
+    heads: int,
+    skip_reshape: bool,
+    skip_output_reshape: bool,
+    function: str,
+) -> Tensor:
+    """A call of ComfyUI's `optimized_attention` from a self-attention module.
+
+    Args:
+        q, k, v: as the host has them, [B, S, H * D], or [B, H, S, D] with `skip_reshape`.
+        mask: as the host has it.
+        layers: int64 [n], `ModuleLayers.tensor` of the module.
+        heads: H.
+        skip_reshape, skip_output_reshape: the host's layout flags.
+        function: name of the host's backend in `comfy.ldm.modules.attention`.
+
+    Returns:
+        [B, S, H * D], or [B, H, S, D] with `skip_output_reshape`; contiguous.
+    """
+    options, respond = _running.forward
+    state: ForwardState = options[STATE_KEY]
+    ids = tuple(layers.tolist())
+    # Where the modules' hooks are part of the graph, nobody else says that one has begun.
+    if state.module is None or state.module.ids != ids or state.next_layer() is None:
+        state.enter(ModuleLayers(ids))
+    out = respond(
+        _backend(function), q, k, v, heads, mask=mask, skip_reshape=skip_reshape,
+        skip_output_reshape=skip_output_reshape, transformer_options=options,
+        _inside_attn_wrapper=True,
+    )  # fmt: skip
+    return out.contiguous()
+
+
+@visual_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    layers: Tensor,
+    heads: int,
+    skip_reshape: bool,
+    skip_output_reshape: bool,
+    function: str,
+) -> Tensor:
+    if skip_reshape:
+        batch, _, tokens, dim = q.shape
+    else:
+        batch, tokens, dim = q.shape[0], q.shape[1], q.shape[2] // heads
+    if skip_output_reshape:
+        return q.new_empty(batch, heads, tokens, dim)
+    return q.new_empty(batch, tokens, heads * dim)
+
+
+def _backend(name: str) -> Callable:
+    """The host's backend as an override is given it: without the wrapper that asks overrides."""
+    from comfy.ldm.modules import attention
+
+    function: Any = getattr(attention, name, attention.optimized_attention)
+    return getattr(function, "__wrapped__", function)
