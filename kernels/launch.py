@@ -28,7 +28,7 @@ class LaunchConfig:
 def select_launch(
     block: tuple[int, int], head_dim: int, qk_bits: int, pv_bits: int, capability: tuple[int, int]
 ) -> LaunchConfig:
-    """The launch for a block and bits on a card of this compute capability.
+    """The launch for a block, padded head dimension and bits on a card of this compute capability.
 
     Low-bit P and V are scaled per key block, so there the key tile is the key block. Only the rows
     for Hopper were measured; the others follow shared memory and registers as compiled.
@@ -37,6 +37,8 @@ def select_launch(
     hopper = capability[0] == 9
     low_bits = pv_bits < 16
     query_tile = min(query_block, 64)
+    if head_dim > 128:
+        return _wide_launch(block, qk_bits, pv_bits, hopper)
     if qk_bits == 4 or pv_bits == 4:
         return LaunchConfig(query_tile, key_block if low_bits else min(key_block, 64), 4, 2)
     if low_bits and hopper:
@@ -51,3 +53,19 @@ def select_launch(
     if qk_bits == 8 and hopper:
         return LaunchConfig(query_tile, key_block, 4, 2)
     return LaunchConfig(query_tile, min(key_block, 64), 4, 2, max_registers=168 if hopper else None)
+
+
+def _wide_launch(block: tuple[int, int], qk_bits: int, pv_bits: int, hopper: bool) -> LaunchConfig:
+    """Rows of 256 channels. Not timed: chosen by registers and shared memory as compiled.
+
+    Only Hopper has more than 99 KiB of shared memory for sure, and 64 rows suit its instructions.
+    """
+    query_block, key_block = block
+    low_bits = pv_bits < 16
+    key_tile = key_block if low_bits else min(key_block, 64)
+    if qk_bits == 4 or pv_bits == 4 or (qk_bits == 16 and not hopper):
+        # A 16-bit K of 128 keys fills the memory by itself: no second stage.
+        stages = 1 if qk_bits == 16 and low_bits and not hopper else 2
+        warps = 8 if low_bits or qk_bits == 4 else 4
+        return LaunchConfig(min(query_block, 32), key_tile, warps, stages)
+    return LaunchConfig(min(query_block, 64), key_tile, 8, 2, tma=hopper and low_bits)

@@ -9,7 +9,7 @@ BITS = (16, 8, 4)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
-@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
 def test_tiles_divide_blocks_everywhere(capability, head_dim):
     for block in itertools.product(BLOCK_SIZES, repeat=2):
         for qk_bits, pv_bits in itertools.product(BITS, repeat=2):

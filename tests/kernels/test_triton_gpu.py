@@ -1,32 +1,38 @@
 """The Triton kernels on a GPU: against the reference, against SDPA, their memory, torch.compile."""
 
+import itertools
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_cases import CASES, Case, make_inputs, relative_error
+from attention_cases import CASES, HEAD_DIMS, JOINT, Case, make_inputs, relative_error
 from paro_attention.kernels import BlockMask, sparse_attention
 from paro_attention.kernels.device import fp8_supported
+
+if torch.cuda.is_available():
+    from paro_attention.kernels.triton.attention import attention_kernel
+    from paro_attention.kernels.triton.prepass import prepass_kernel, statistics_kernel
 
 pytestmark = pytest.mark.gpu
 # bfloat16 rounds P and the output to 8 bits: 2**-9 in the mean, a little more over several tiles.
 TOLERANCE = {16: 5e-3, 8: 8e-3, 4: 3e-2}
+# float16 in equal bits only: mixed bits are covered in bfloat16.
+FORMATS = [(torch.bfloat16, *pair) for pair in itertools.product((16, 8, 4), repeat=2)] + [
+    (torch.float16, bits, bits) for bits in (16, 8, 4)
+]
+MAIN_FORMATS = [(16, 16), (8, 16), (8, 8), (4, 4)]
 
 
 def call(inputs, implementation, **options):
-    options = {"tail_bias": inputs.tail_bias} | options
+    options = {"tail_bias": inputs.tail_bias, "key_bias": inputs.key_bias} | options
     arguments = (inputs.q, inputs.k, inputs.v, inputs.mask, inputs.permutation)
     return sparse_attention(*arguments, implementation=implementation, **options)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("pv_bits", [16, 8, 4])
-@pytest.mark.parametrize("qk_bits", [16, 8, 4])
+@pytest.mark.parametrize(("dtype", "qk_bits", "pv_bits"), FORMATS, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_kernel_equals_reference(case, qk_bits, pv_bits, dtype):
-    if dtype == torch.float16 and qk_bits != pv_bits:
-        pytest.skip("mixed bits are covered in bfloat16")
+def test_kernel_equals_reference(case, dtype, qk_bits, pv_bits):
     inputs = make_inputs(case, dtype, "cuda")
     options = {"qk_bits": qk_bits, "pv_bits": pv_bits}
     got, want = call(inputs, "triton", **options), call(inputs, "reference", **options)
@@ -35,7 +41,27 @@ def test_kernel_equals_reference(case, qk_bits, pv_bits, dtype):
     assert relative_error(got, want) < TOLERANCE[min(qk_bits, pv_bits)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("tail", [True, False])
+@pytest.mark.parametrize(("qk_bits", "pv_bits"), [*MAIN_FORMATS, (16, 8)])
+@pytest.mark.parametrize("case", JOINT, ids=lambda case: case.name)
+def test_a_joint_sequence_equals_the_reference(case, qk_bits, pv_bits, tail):
+    inputs = make_inputs(case, torch.bfloat16, "cuda")
+    options = {"qk_bits": qk_bits, "pv_bits": pv_bits, "tail": tail}
+    got, want = call(inputs, "triton", **options), call(inputs, "reference", **options)
+    assert torch.isfinite(got).all()
+    assert relative_error(got, want) < TOLERANCE[min(qk_bits, pv_bits)]
+
+
+@pytest.mark.parametrize(("qk_bits", "pv_bits"), MAIN_FORMATS)
+@pytest.mark.parametrize("case", HEAD_DIMS, ids=lambda case: case.name)
+def test_every_head_dim_equals_the_reference(case, qk_bits, pv_bits):
+    inputs = make_inputs(case, torch.bfloat16, "cuda")
+    options = {"qk_bits": qk_bits, "pv_bits": pv_bits}
+    got, want = call(inputs, "triton", **options), call(inputs, "reference", **options)
+    assert relative_error(got, want) < TOLERANCE[min(qk_bits, pv_bits)]
+
+
+@pytest.mark.parametrize("case", (*CASES, *JOINT, *HEAD_DIMS), ids=lambda case: case.name)
 def test_int8_values_equal_the_reference(case):
     inputs = make_inputs(case, torch.bfloat16, "cuda")
     options = {"qk_bits": 8, "pv_bits": 8, "pv8": "int8", "tail": False}
@@ -55,6 +81,39 @@ def test_dense_error_stays_within_its_budget(qk_bits, pv_bits, budget):
     inputs = make_inputs(LONG, torch.bfloat16, "cuda")
     want = F.scaled_dot_product_attention(inputs.q.float(), inputs.k.float(), inputs.v.float())
     assert relative_error(call(inputs, "triton", qk_bits=qk_bits, pv_bits=pv_bits), want) < budget
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_a_joint_sequence_at_density_one_is_dense_attention(head_dim, biased):
+    hidden = (100,) if biased else None
+    case = replace(LONG, head_dim=head_dim, extra=(200, 333), hidden=hidden)
+    inputs = make_inputs(case, torch.bfloat16, "cuda")
+    bias_of_keys = torch.zeros(1, 1, 1, case.sequence, device="cuda")
+    if inputs.key_bias is not None:
+        bias_of_keys[0, 0, 0, inputs.permutation[0, case.tokens :].long()] = inputs.key_bias[0]
+    q, k, v = (x.float() for x in (inputs.q, inputs.k, inputs.v))
+    want = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_of_keys)
+    assert relative_error(call(inputs, "triton", qk_bits=16, pv_bits=16), want) < 0.005
+    assert relative_error(call(inputs, "triton", qk_bits=8, pv_bits=8), want) < 0.045
+
+
+@pytest.mark.parametrize("hidden", [None, (5,), (5, 9)], ids=str)
+def test_another_text_length_compiles_nothing_new(hidden):
+    def compiled():
+        device = torch.cuda.current_device()
+        kernels = (attention_kernel, prepass_kernel, statistics_kernel)
+        return [len(kernel.device_caches[device][0]) for kernel in kernels]
+
+    def run(tokens, extra):
+        case = Case("text", batch=2, tokens=tokens, extra=extra, block=(64, 128), hidden=hidden)
+        call(make_inputs(case, torch.bfloat16, "cuda"), "triton", qk_bits=8, pv_bits=8)
+
+    run(300, (0, 77))
+    first = compiled()
+    for tokens, extra in ((300, (0, 78)), (300, (16, 0)), (1024, (1, 16)), (257, (128, 128))):
+        run(tokens, extra)
+    assert compiled() == first
 
 
 def test_values_with_a_mean_add_up_in_full_precision():
@@ -112,6 +171,19 @@ def test_compiles_into_one_graph():
     want = block(inputs.q, inputs.k, inputs.v)
     got = torch.compile(block, fullgraph=True)(inputs.q, inputs.k, inputs.v)
     assert relative_error(got, want) < 1e-3
+
+
+def test_a_joint_sequence_compiles_into_one_graph():
+    inputs = make_inputs(replace(JOINT[8], head_dim=128), torch.bfloat16, "cuda")
+
+    def block(q, k, v, key_bias):
+        return 1.0 + sparse_attention(
+            q * 1.0, k, v, inputs.mask, inputs.permutation, qk_bits=8, pv_bits=8, key_bias=key_bias
+        )
+
+    arguments = (inputs.q, inputs.k, inputs.v, inputs.key_bias)
+    got = torch.compile(block, fullgraph=True)(*arguments)
+    assert relative_error(got, block(*arguments)) < 1e-3
 
 
 def test_eight_bit_values_use_fp8_where_the_card_has_it():
