@@ -56,7 +56,7 @@ class PlanRuntime:
         self._tail_bias = plan.tail_bias.to(self.device)
         self._forced = forced_blocks(grid.tokens, self.block, self.device)
         self._predictor = MassPredictor(plan, grid, self.block, self.device)
-        self._masks = MaskStore(self._build_mask, self.device)
+        self._masks = MaskStore(self.device)
         self._sparse_layers = [n for n in range(plan.layers) if n not in set(options.dense_layers)]
         self._counts: tuple[np.ndarray, ...] = ()
         self.band_densities: tuple[float, ...] = ()
@@ -144,7 +144,7 @@ class PlanRuntime:
             q,
             k,
             v,
-            self._masks.get(layer, band),
+            self._masks.get(layer, band, self._build_mask),
             self._permutations(layout.first, layout.last),
             self._order_of_head[layer],
             qk_bits=self.options.qk_bits,
@@ -163,7 +163,7 @@ class PlanRuntime:
     def mask(self, layer: int, sigma: float) -> BlockMask:
         """The packed mask of a layer at a noise level."""
         self._check_layer(layer)
-        return self._masks.get(layer, self.plan.bands.band_of(sigma))
+        return self._masks.get(layer, self.plan.bands.band_of(sigma), self._build_mask)
 
     def permutations(self, dense_first: int = 0, dense_last: int = 0) -> Tensor:
         """int32 [O, dense_first + V + dense_last], one permutation per distinct order."""

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
-from paro_attention.calibration import PlanRuntime, RuntimeOptions, TokenGrid, load_plan, save_plan
+from paro_attention.calibration import (
+    PlanRuntime,
+    RuntimeOptions,
+    TokenGrid,
+    load_plan,
+    mask_store,
+    save_plan,
+)
 from paro_attention.calibration.mask_store import MaskStore, _HostMask, _unpacked
 from paro_attention.calibration.metrics import relative_error
 from paro_attention.kernels import BlockMask
@@ -151,19 +161,47 @@ def test_unpacked_bits_are_the_mask():
     assert again.kv_indices.is_contiguous()
 
 
+def test_runs_share_a_limit_of_host_memory(monkeypatch):
+    monkeypatch.setattr(mask_store, "HOST_BYTES", 10 * 4 * 100)
+    mask = _HostMask(torch.zeros(1, 4, 25, dtype=torch.int32), 1, 800, (64, 64), 256)
+    first, second = mask_store.HostMasks(), mask_store.HostMasks()
+    for layer in range(8):
+        first.add((layer, 0), mask)
+    assert first.bytes == 8 * 400 and first.get((0, 0)) is mask
+    for layer in range(5):
+        second.add((layer, 0), mask)
+    # Three had to go: the oldest of the first run but the one just used.
+    gone = [layer for layer in range(8) if first.get((layer, 0)) is None]
+    assert gone == [1, 2, 3] and second.bytes == 5 * 400
+    first.clear()
+    assert first.bytes == 0 and first.get((0, 0)) is None
+    del first, second  # nothing else holds them, so that their masks are freed at once
+    assert not [run for run in mask_store.HostMasks._all if run.bytes]
+
+
+def test_a_runtime_is_freed_without_a_garbage_collection(plan):
+    run = runtime(plan)
+    run.mask(0, SIGMA)
+    gone = weakref.ref(run)
+    gc.disable()
+    try:
+        del run
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
 @pytest.mark.gpu
 def test_masks_in_pinned_memory_arrive_unchanged(monkeypatch):
-    from paro_attention.calibration import mask_store
-
     monkeypatch.setattr(mask_store, "RESIDENT_BYTES", 0)
     masks = {
         layer: BlockMask.from_dense(torch.rand(2, 40, 40, device="cuda") < 0.3, (64, 64), 2560)
         for layer in range(4)
     }
-    store = MaskStore(lambda layer, band: masks[layer], torch.device("cuda"))
+    store = MaskStore(torch.device("cuda"))
     for _ in range(3):
         for layer in range(4):
-            got = store.get(layer, 0)
+            got = store.get(layer, 0, lambda layer, band: masks[layer])
             store.prefetch((layer + 1) % 4, 0)
             assert torch.equal(got.kv_indices, masks[layer].kv_indices)
             assert torch.equal(got.kv_num_blocks, masks[layer].kv_num_blocks)
