@@ -48,10 +48,10 @@ def test_declined_with_a_reason(case, worker: Worker):
     seen = worker.run(case.name)
     tolerance = ON_GPU if worker.device == "cuda" else EXACT
     alone, both = seen["cfg_1"], seen["cfg_3"]
-    assert alone["dense"] == {case.reason: case.layers * alone["forwards"]}
+    assert alone["dense"] == {case.reason: case.calls * alone["forwards"]}
     assert alone["handled"] == 0
     assert alone["error"] == 0
-    assert both["dense"] == {case.reason: case.layers * both["forwards"] // 2}
+    assert both["dense"] == {case.reason: case.calls * both["forwards"] // 2}
     assert both["handled"] == case.layers * both["forwards"] // 2
     assert both["error"] < tolerance
 
