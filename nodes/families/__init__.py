@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from .aura import AURAFLOW
+from .chroma import CHROMA
 from .cogvideo import COGVIDEOX
 from .cosmos import COSMOS, COSMOS_PREDICT2
 from .family import Family, Forward, Grid, Layout
@@ -21,11 +23,17 @@ from .lumina import LUMINA
 from .minimax import MINIMAX_H3
 from .mochi import MOCHI
 from .omnigen import BOOGU, OMNIGEN2
-from .wan import WAN
+from .qwen import QWEN_IMAGE
+from .sd3 import SD3
+from .wan import WAN_FAMILIES, WAN_UNSERVED
 
 FAMILIES: tuple[Family, ...] = (
-    WAN,
+    *WAN_FAMILIES,
     FLUX,
+    CHROMA,
+    QWEN_IMAGE,
+    SD3,
+    AURAFLOW,
     COGVIDEOX,
     LUMINA,
     HIDREAM,
@@ -45,7 +53,17 @@ FAMILIES: tuple[Family, ...] = (
     MINIMAX_H3,
 )
 
-__all__ = ["FAMILIES", "Family", "Forward", "Grid", "Layout", "find_family", "unserved_class"]
+__all__ = [
+    "FAMILIES",
+    "UNSERVED",
+    "Family",
+    "Forward",
+    "Grid",
+    "Layout",
+    "class_entry",
+    "find_family",
+    "unserved_class",
+]
 
 CONVOLUTIONAL = "a convolutional network, not a diffusion transformer"
 UNREACHABLE = "its attention does not go through ComfyUI's attention hook"
@@ -55,6 +73,7 @@ NO_DIFFUSION = "recognises pictures, it makes none"
 
 # Diffusion models that run dense, by class name, with the reason that the user is told.
 UNSERVED: dict[str, str] = {
+    **WAN_UNSERVED,
     "UNetModel": CONVOLUTIONAL,
     "StageB": CONVOLUTIONAL,
     "StageC": CONVOLUTIONAL,
@@ -83,24 +102,39 @@ def find_family(diffusion_model: nn.Module) -> Family | None:
     A class is served by the family that is nearest among its bases, and not at all where it, or
     a nearer base, stands among the unserved.
     """
-    model = getattr(diffusion_model, "_orig_mod", diffusion_model)
-    by_class = {family.model_class: family for family in FAMILIES}
-    for base in type(model).__mro__:
-        if base.__name__ in UNSERVED:
-            return None
-        family = by_class.get(base.__name__)
-        if family is not None:
-            return family if _is_whole(family, model) else None
-    return None
+    found = _look_up(diffusion_model)
+    return None if isinstance(found, str) else found
 
 
 def unserved_class(diffusion_model: nn.Module) -> str:
     """Why a model that belongs to no family runs dense."""
+    found = _look_up(diffusion_model)
+    name = type(getattr(diffusion_model, "_orig_mod", diffusion_model)).__name__
+    if isinstance(found, str) and found:
+        return f"{name}: {found}"
+    return f"{name} is a model that PARO does not know"
+
+
+def class_entry(model_class: type) -> Family | str | None:
+    """What the table says of a class of diffusion models: its family, or why it runs dense.
+
+    None for a class that is not in the table.
+    """
+    by_class = {family.model_class: family for family in FAMILIES}
+    for base in model_class.__mro__:
+        entry = UNSERVED.get(base.__name__) or by_class.get(base.__name__)
+        if entry is not None:
+            return entry
+    return None
+
+
+def _look_up(diffusion_model: nn.Module) -> Family | str:
+    """The family of a model, or why it is not served; empty for a model that is not known."""
     model = getattr(diffusion_model, "_orig_mod", diffusion_model)
-    for base in type(model).__mro__:
-        if base.__name__ in UNSERVED:
-            return f"{type(model).__name__}: {UNSERVED[base.__name__]}"
-    return f"{type(model).__name__} is a model that PARO does not know"
+    entry = class_entry(type(model))
+    if isinstance(entry, Family):
+        return (entry.unreachable(model) or entry) if _is_whole(entry, model) else ""
+    return entry or ""
 
 
 def _is_whole(family: Family, model: nn.Module) -> bool:

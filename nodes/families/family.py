@@ -85,6 +85,10 @@ def norm_weights(module: nn.Module) -> Iterable[Tensor]:
             yield parameter
 
 
+def _reachable(_model: Any) -> str:
+    return ""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """How to read one family.
@@ -102,6 +106,8 @@ class Family:
             into the kernel.
         apply: the model's forward has no wrapper of its own in every served ComfyUI; it is watched
             one level up, where `x` has not yet been joined with other latents.
+        unreachable: why no call of a model of this class arrives in this ComfyUI; empty where
+            they do.
     """
 
     name: str
@@ -112,6 +118,7 @@ class Family:
     norms: Callable[[nn.Module], Iterable[Tensor]] = norm_weights
     key_masks: bool = True
     apply: bool = False
+    unreachable: Callable[[Any], str] = _reachable
 
     def attention_shape(self, model: Any) -> tuple[int, int, int]:
         """(layers, heads, head_dim) of the visual self-attention."""

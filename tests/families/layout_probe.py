@@ -52,12 +52,13 @@ def misplaced(case: Any, model: Any) -> list[str]:
     watched = attention_hook.install(model, handler)
     latent = comfy.sample.fix_empty_latent_channels(model, case.latent())
     noise = comfy.sample.prepare_noise(latent, 7)
+    from_latent = model.model.model_type.name.startswith("IMG_TO_IMG")  # there is no noise in it
 
     def call_with(noise: Any) -> Any:
         with torch.inference_mode():
             comfy.sample.sample(
                 watched, noise, 1, 1.0, "euler", "simple", case.positive(), case.negative(),
-                latent, disable_pbar=True, seed=7,
+                noise if from_latent else latent, disable_pbar=True, seed=7,
             )  # fmt: skip
         return handler.call
 
@@ -73,6 +74,8 @@ def misplaced(case: Any, model: Any) -> list[str]:
         f, h, w = (s * (n - 1) for s, n in zip(side, plain.grid, strict=True))
         if case.frames is not None:
             pixel[0] = f = case.frames[side[0]]
+        if case.columns is not None:
+            w = side[2] * (case.columns - 1)
         visual[(slice(None), slice(None), *pixel[5 - visual.ndim :])] += 3.0
         distance = (call_with(changed).q - plain.q).float().norm(dim=-1)[0].norm(dim=0)
         token = plain.first + (f * height + h) * width + w
