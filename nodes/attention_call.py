@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +140,7 @@ class HostCall:
         """q [B, H, S, D] and k, v, which may have fewer heads; views, nothing is copied."""
         if self.skip_reshape:
             return self.q, self.k, self.v
-        dim = self.q.shape[2] // self.heads
+        dim = math.prod(self.q.shape[2:]) // self.heads
         q, k, v = (
             x.view(x.shape[0], x.shape[1], -1, dim).transpose(1, 2)
             for x in (self.q, self.k, self.v)
@@ -149,15 +150,22 @@ class HostCall:
     @property
     def is_self_attention(self) -> bool:
         """Whether q, k and v are as many tokens; heads of keys and values may be shared."""
-        if self.q.shape == self.k.shape == self.v.shape:
+        q_shape, k_shape, v_shape = (self._shape(x) for x in (self.q, self.k, self.v))
+        if q_shape == k_shape == v_shape:
             return True
-        if not self.enable_gqa or self.k.shape != self.v.shape or self.q.ndim != self.k.ndim:
+        if not self.enable_gqa or k_shape != v_shape or len(q_shape) != len(k_shape):
             return False
-        if not self.skip_reshape and self.k.shape[2] % (self.q.shape[2] // self.heads):
+        if not self.skip_reshape and k_shape[2] % (q_shape[2] // self.heads):
             return False
         q, k, _ = self.heads_first()
         alike = (q.shape[0], *q.shape[2:]) == (k.shape[0], *k.shape[2:])
         return alike and q.shape[1] % k.shape[1] == 0
+
+    def _shape(self, x: Tensor) -> tuple[int, ...]:
+        """Shape as passed, but for heads that are apart already: SD3's values are [B, S, H, D]."""
+        if self.skip_reshape or x.ndim != 4:
+            return tuple(x.shape)
+        return (x.shape[0], x.shape[1], x.shape[2] * x.shape[3])
 
     def restore(self, out: Tensor) -> Tensor:
         """[B, H, S, D] -> the layout that the host asked for."""

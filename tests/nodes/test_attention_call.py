@@ -82,6 +82,17 @@ def test_shared_heads_are_given_to_every_query_head(skip_reshape):
     assert torch.equal(ours, theirs)
 
 
+def test_values_with_their_heads_apart_are_taken_as_they_are():
+    q, k, v = flat(), flat(), torch.randn(B, S, H, D)  # as Stable Diffusion 3 passes them
+    found = classify(HostCall(q, k, v, H), state(), served)
+    assert isinstance(found, VisualCall)
+    assert torch.equal(found.v, v.transpose(1, 2))
+    assert found.v.data_ptr() == v.data_ptr()
+    assert isinstance(
+        classify(HostCall(q, k, torch.randn(B, S, H, 2 * D), H), state(), served), str
+    )
+
+
 def test_calls_outside_a_hooked_layer_are_not_ours():
     call = HostCall(flat(), flat(), flat(), H)
     assert classify(call, state(layer=None), served) == CROSS_ATTENTION

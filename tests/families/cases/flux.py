@@ -16,10 +16,11 @@ CONFIG = {
     "qkv_bias": True, "guidance_embed": True, "txt_ids_dims": [],
 }  # fmt: skip
 FLUX2 = {
-    "image_model": "flux2", "depth": 1, "depth_single_blocks": 1, "in_channels": 128, "out_channels": 128, "vec_in_dim": None,
-    "mlp_ratio": 3.0, "axes_dim": [32, 32, 32, 32], "theta": 2000, "patch_size": 1,
-    "qkv_bias": False, "txt_ids_dims": [3], "global_modulation": True, "mlp_silu_act": True,
-    "ops_bias": False, "default_ref_method": "index", "ref_index_scale": 10.0,
+    "image_model": "flux2", "depth": 1, "depth_single_blocks": 1, "in_channels": 128,
+    "out_channels": 128, "vec_in_dim": None, "mlp_ratio": 3.0, "axes_dim": [32, 32, 32, 32],
+    "theta": 2000, "patch_size": 1, "qkv_bias": False, "txt_ids_dims": [3],
+    "global_modulation": True, "mlp_silu_act": True, "ops_bias": False,
+    "default_ref_method": "index", "ref_index_scale": 10.0,
 }  # fmt: skip
 LIKE_FLUX = {"guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]}
 
