@@ -39,10 +39,20 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = neighbour(request) if "neighbour" in request else run(cases[request["case"]])
+            answer = respond(request, cases)
         except Exception:
             answer = {"error": traceback.format_exc()}
         print(json.dumps(answer), file=answers, flush=True)
+
+
+def respond(request: dict[str, Any], cases: dict[str, Any]) -> dict[str, Any]:
+    if "neighbour" in request:
+        return neighbour(request)
+    if "classes" in request:
+        from model_classes import model_classes
+
+        return model_classes()
+    return run(cases[request["case"]])
 
 
 def load_pack() -> None:
@@ -152,9 +162,7 @@ def run_served(case: Any, model: Any) -> dict[str, Any]:
     counted, calls = count_calls(model)
     forwards = count_forwards(counted)
     dense = {cfg: sample(counted if cfg == 1.0 else model, cfg) for cfg in (1.0, 3.0)}
-    result = calibrate(
-        model, [case.positive()], case.negative(), sample.given(), settings()
-    )
+    result = calibrate(model, [case.positive()], case.negative(), sample.given(), settings())
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "plan.safetensors"
         save_plan(result.plan, path)
