@@ -248,11 +248,9 @@ class Recorder:
         return JointLayout.of(tokens, self.grid, dense_first)
 
     def _score(self, layer: int, call: RecordedCall) -> None:
-        device = call.q.device
-        permutations = [self._orders.permutation(name, device) for name in self.all_candidates]
-        profiles = [
-            self._orders.geometry(name, device, sampled=True) for name in self.all_candidates
-        ]
+        orders, device = self._orders, call.q.device
+        permutations = [orders.permutation(name, device) for name in self.all_candidates]
+        profiles = [orders.geometry(name, device, sampled=True) for name in self.all_candidates]
         rows = []
         for head in range(self.heads):
             scores = [
