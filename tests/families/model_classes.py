@@ -10,34 +10,47 @@ class Made(Exception):
     """Carries the class of the diffusion model out of the constructor that would build it."""
 
 
-def model_classes() -> dict[str, dict[str, Any]]:
-    """Per class of models: its diffusion model's class, and what the pack says of that class.
+def model_classes(cases: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Per class of models, what the pack says of its diffusion model's class.
 
-    `known` is true of a class that a family serves, or that the pack names a reason for.
+    Keys: `diffusion_model`, its class; `family`, the one that serves it; `reason`, why it runs
+    dense; `cases`, the cases of this diffusion model that this ComfyUI can run.
     """
-    import comfy.model_base
     import comfy.supported_models
+    from paro_attention.nodes.families import Family, class_entry
+
+    named = {model_class.__name__: model_class for model_class in comfy.supported_models.models}
+    made = diffusion_models(list(named.values()))
+    found: dict[str, dict[str, Any]] = {}
+    for name, diffusion_model in made.items():
+        entry = class_entry(diffusion_model)
+        found[name] = {
+            "diffusion_model": f"{diffusion_model.__module__}.{diffusion_model.__qualname__}",
+            "family": entry.name if isinstance(entry, Family) else "",
+            "reason": entry if isinstance(entry, str) else "",
+            "cases": [
+                case.name
+                for case in cases.values()
+                if made.get(case.model_class) is diffusion_model and case.exists()
+            ],
+        }
+    return found
+
+
+def diffusion_models(classes: list[Any]) -> dict[str, type]:
+    """The class of the diffusion model that each class of models hands to its constructor."""
+    import comfy.model_base
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-    from paro_attention.nodes.families import FAMILIES, UNSERVED
 
     def made(_self: Any, *_args: Any, unet_model: type = UNetModel, **_kwargs: Any) -> None:
         raise Made(unet_model)
 
-    known = {family.model_class for family in FAMILIES} | set(UNSERVED)
-    found: dict[str, dict[str, Any]] = {}
     constructor = comfy.model_base.BaseModel.__init__
     comfy.model_base.BaseModel.__init__ = made
     try:
-        for model_class in comfy.supported_models.models:
-            made_class = _diffusion_model(model_class)
-            bases = {base.__name__ for base in made_class.__mro__}
-            found[model_class.__name__] = {
-                "diffusion_model": made_class.__name__,
-                "known": bool(bases & known),
-            }
+        return {model_class.__name__: _diffusion_model(model_class) for model_class in classes}
     finally:
         comfy.model_base.BaseModel.__init__ = constructor
-    return found
 
 
 def _diffusion_model(model_class: Any) -> type:

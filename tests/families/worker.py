@@ -51,7 +51,12 @@ def respond(request: dict[str, Any], cases: dict[str, Any]) -> dict[str, Any]:
     if "classes" in request:
         from model_classes import model_classes
 
-        return model_classes()
+        return model_classes(cases)
+    if "unknown" in request:
+        sys.modules.setdefault("worker", sys.modules["__main__"])
+        from unknown_model import run_unknown
+
+        return run_unknown()
     return run(cases[request["case"]])
 
 

@@ -66,14 +66,20 @@ def tiny(model_class: str, config: dict[str, Any], seed: int = 0) -> Any:
         config: its `unet_config`, with small sizes.
         seed: of the weights.
     """
+    import comfy.supported_models
+
+    made = getattr(comfy.supported_models, model_class)(config)
+    made.unet_config |= {key: config[key] for key in made.unet_extra_config if key in config}
+    return around(made, seed)
+
+
+def around(made: Any, seed: int = 0) -> Any:
+    """A ModelPatcher around random weights of an instance of such a class."""
     import comfy.model_management
     import comfy.model_patcher
-    import comfy.supported_models
 
     device = comfy.model_management.get_torch_device()
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    made = getattr(comfy.supported_models, model_class)(config)
-    made.unet_config |= {key: config[key] for key in made.unet_extra_config if key in config}
     made.set_inference_dtype(dtype, None)
     model = made.get_model({}, "", device=device)
     model.diffusion_model.to(device, dtype)
