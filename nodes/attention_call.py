@@ -47,9 +47,11 @@ class ForwardState:
         key_masks: masks that only hide keys hide none of the grid's.
         module: layers of the self-attention module that is running; None outside one.
         calls: how many of its calls have been made.
+        answered: a call was declined and is on its way down the chain of overrides, where there
+            may be one of ours again: neighbours put themselves in front of it at every step.
     """
 
-    __slots__ = ("calls", "conditional_rows", "key_masks", "layout", "module", "sigma")
+    __slots__ = ("answered", "calls", "conditional_rows", "key_masks", "layout", "module", "sigma")
 
     def __init__(
         self,
@@ -64,6 +66,7 @@ class ForwardState:
         self.key_masks = key_masks
         self.module: ModuleLayers | None = None
         self.calls = 0
+        self.answered = False
 
     def enter(self, module: ModuleLayers | None) -> None:
         """A self-attention module begins, or none is running any more."""

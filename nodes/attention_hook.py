@@ -125,6 +125,8 @@ def _make_override(handler: AttentionHandler, previous: Callable | None) -> Call
     def respond(func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         call = HostCall.bind(args, kwargs)
         state: ForwardState | None = (call.transformer_options or {}).get(STATE_KEY)
+        if state is not None and state.answered:
+            return func(*args, **kwargs) if previous is None else previous(func, *args, **kwargs)
         visual = classify(call, state, handler.cannot_serve)
         if isinstance(visual, VisualCall):
             result = handler.attend(visual)
@@ -132,9 +134,15 @@ def _make_override(handler: AttentionHandler, previous: Callable | None) -> Call
                 return call.restore(result)
             visual = result
         handler.declined(visual)
-        if previous is not None:
+        if previous is None:
+            return func(*args, **kwargs)
+        if state is None:
             return previous(func, *args, **kwargs)
-        return func(*args, **kwargs)
+        state.answered = True
+        try:
+            return previous(func, *args, **kwargs)
+        finally:
+            state.answered = False
 
     # A plain function: ComfyUI deep-copies model_options, and only functions are shared by that.
     def override(func: Callable, *args: Any, **kwargs: Any) -> Tensor:
