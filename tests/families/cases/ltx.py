@@ -37,6 +37,13 @@ def prompt(length: int, width: int, seed: int, words: int | None = None, **extra
     return text(length, width, seed, attention_mask=mask, **extras)
 
 
+def guide_mask() -> torch.Tensor:
+    """The mask of a latent whose last frame is a guide."""
+    mask = torch.ones(1, 1, FRAMES + 1, HEIGHT, WIDTH)
+    mask[:, :, -1] = 0.0
+    return mask
+
+
 def guides(dropped: bool = False, strength: float = 1.0) -> dict:
     """What LTXVAddGuide leaves in the conditioning for one guide frame behind the video.
 
@@ -50,8 +57,7 @@ def guides(dropped: bool = False, strength: float = 1.0) -> dict:
     start = torch.stack((torch.full_like(places, 8), places // WIDTH * 32, places % WIDTH * 32))
     ends_too = hasattr(host, "GuideAttentionMask")
     coordinates = torch.stack((start, start + 8), dim=-1) if ends_too else start
-    mask = torch.ones(1, 1, FRAMES + 1, HEIGHT, WIDTH)
-    mask[:, :, -1] = 0.0
+    mask = guide_mask()
     if dropped:
         mask[:, :, -1] = -1.0
         mask[:, :, -1, ::2, ::2] = 0.0
@@ -92,6 +98,7 @@ def guided(name: str, positive: dict, negative: dict, **changes) -> Case:
         latent=lambda: torch.zeros(1, 128, FRAMES + 1, HEIGHT, WIDTH),
         positive=lambda: prompt(7, 48, 1, **guides(**positive)),
         negative=lambda: prompt(5, 48, 2, **guides(**negative)),
+        noise_mask=guide_mask,
         frames=(0, FRAMES - 1),
         **changes,
     )
@@ -139,7 +146,8 @@ CASES = [
         latent=lambda: torch.zeros(1, 128, FRAMES, HEIGHT, WIDTH),
     ),
     sound(
-        "ltx2-guide", SOUND, 96, frames=(0, FRAMES - 1), latent=lambda: sound_latent(FRAMES + 1),
+        "ltx2-guide", SOUND, 96, frames=(0, FRAMES - 1), noise_mask=guide_mask,
+        latent=lambda: sound_latent(FRAMES + 1),
         positive=lambda: prompt(7, 96, 1, **sound_guides()),
         negative=lambda: prompt(5, 96, 2, **sound_guides()),
     ),
