@@ -62,7 +62,7 @@ def identify(model: Any) -> ModelIdentity:
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
     parts = [family.name, str(config.get("model_type", "")), f"({config['class']})"]
     description = " ".join(filter(None, parts))
-    if "in_dim" in config:
+    if "in_dim" in config and "in_channels" not in unet_config:  # Chroma's is another size
         description += f", {config['in_dim']} input channels"
     return ModelIdentity(
         architecture=digest,
