@@ -15,6 +15,7 @@ from .cosmos import COSMOS, COSMOS_PREDICT2
 from .family import Family, Forward, Grid, Layout
 from .flux import FLUX
 from .hidream import HIDREAM
+from .hunyuan import HUNYUAN
 from .kandinsky import KANDINSKY5
 from .krea import IDEOGRAM4, KREA2, MAGE_FLOW, PIXELDIT
 from .lens import JOYIMAGE, LENS
@@ -29,6 +30,7 @@ from .wan import WAN_FAMILIES, WAN_UNSERVED
 
 FAMILIES: tuple[Family, ...] = (
     *WAN_FAMILIES,
+    HUNYUAN,
     FLUX,
     CHROMA,
     QWEN_IMAGE,

@@ -124,6 +124,7 @@ def wan(
 
 CASES = [
     wan("wan-t2v"),
+    wan("wan-t2v-batched", negative=lambda: text(7, 64, 2), note="both prompts at once"),
     wan("wan-t2v-odd-latent", latent=lambda: latent(13, 9)),
     wan(
         "wan-i2v",
