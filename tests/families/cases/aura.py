@@ -10,7 +10,7 @@ import torch
 from .case import Case, text, tiny
 
 CONFIG = {
-    "in_channels": 4, "out_channels": 4, "patch_size": 2, "dim": 512, "n_layers": 3,
+    "in_channels": 4, "out_channels": 4, "patch_size": 2, "dim": 512, "n_layers": 2,
     "n_double_layers": 1, "n_heads": 2, "global_conddim": 64, "cond_seq_dim": 48, "max_seq": 256,
 }  # fmt: skip
 
@@ -19,7 +19,7 @@ def aura(name: str, **changes: Any) -> Case:
     fields: dict[str, Any] = {
         "model_class": "AuraFlow", "build": partial(tiny, "AuraFlow", CONFIG),
         "latent": lambda: torch.zeros(1, 4, 17, 29), "positive": lambda: text(7, 48, 1),
-        "negative": lambda: text(5, 48, 2), "grid": (1, 9, 15), "layers": 3, "calls": 3,
+        "negative": lambda: text(5, 48, 2), "grid": (1, 9, 15), "layers": 2, "calls": 2,
     }  # fmt: skip
     return Case(name=name, family="AuraFlow", **(fields | changes))
 
