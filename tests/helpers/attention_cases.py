@@ -48,7 +48,7 @@ CASES = (
 # Joint sequences: the mask covers ``tokens`` grid tokens, the extra ones have blocks of their own.
 JOINT = (
     Case("joint: extra tokens first, whole blocks", tokens=192, extra=(64, 0)),
-    Case("joint: extra tokens last, ragged twice", tokens=150, extra=(0, 77), block=(32, 32)),
+    Case("joint: extra tokens last, ragged twice", tokens=110, extra=(0, 45), block=(32, 32)),
     Case("joint: extra tokens on both sides", tokens=200, extra=(50, 31), layout="BHSD"),
     Case("joint: one extra token", tokens=130, extra=(0, 1)),
     Case(
@@ -60,7 +60,7 @@ JOINT = (
     Case("joint: everything computed", tokens=130, extra=(20, 20), density=1.0),
     Case(
         "joint: a bias per batch entry, a hidden block",
-        batch=2, tokens=100, block=(32, 32), extra=(0, 70), hidden=(0, 40),
+        batch=2, tokens=70, block=(32, 32), extra=(0, 50), hidden=(0, 40),
     ),
     Case(
         "joint: all extra keys hidden, and no block",
