@@ -176,7 +176,7 @@ def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable
         sigma = float(options["sigmas"].flatten()[0])  # the only host read of a forward
         batch = forward.x[0].shape[0] if isinstance(forward.x, list) else forward.x.shape[0]
         rows = _conditional_rows(options.get("cond_or_uncond"), batch)
-        layout = family.layout(getattr(model, "_orig_mod", model), forward)
+        layout = family.read(getattr(model, "_orig_mod", model), forward)
         options[STATE_KEY] = ForwardState(layout, sigma, rows, family.key_masks)
         override = options.get(OVERRIDE_KEY)
         if getattr(override, "paro_handler", None) is not handler:

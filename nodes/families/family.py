@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+logger = logging.getLogger("paro_attention")
 
 Grid = tuple[int, int, int]
 
@@ -119,6 +122,14 @@ class Family:
     key_masks: bool = True
     apply: bool = False
     unreachable: Callable[[Any], str] = _reachable
+
+    def read(self, model: Any, forward: Forward) -> Layout | str:
+        """What `layout` says; a reason where the arguments are none that the family knows."""
+        try:
+            return self.layout(model, forward)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            logger.debug("arguments of a forward of %s", self.name, exc_info=True)
+            return "called with arguments that PARO does not know"
 
     def attention_shape(self, model: Any) -> tuple[int, int, int]:
         """(layers, heads, head_dim) of the visual self-attention."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,8 @@ from paro_attention.nodes.attention_hook import (
     _make_forward_wrapper,
     _make_override,
 )
-from paro_attention.nodes.families import Layout, find_family
+from paro_attention.nodes.families import Forward, Layout, find_family
+from paro_attention.nodes.families.cogvideo import COGVIDEOX
 from paro_attention.nodes.families.wan import WAN
 from paro_attention.nodes.layer_list import parse_layers
 from torch import Tensor, nn
@@ -295,6 +297,17 @@ def test_families_are_found_by_class_and_other_models_are_not():
     assert find_family(VaceWanModel()) is WAN
     assert find_family(nn.Linear(2, 2)) is None
     assert WAN.attention_shape(WanModel()) == (2, H, D)
+
+
+def test_a_forward_with_unknown_arguments_runs_dense():
+    video = Forward(torch.zeros(1, 16, 2, 8, 6))
+    model = SimpleNamespace(patch_size=2, patch_size_t=None)
+    reason = "called with arguments that PARO does not know"
+    assert COGVIDEOX.read(model, video) == reason  # the text is missing
+    assert COGVIDEOX.read(model, Forward([video.x], {"context": torch.zeros(1, 7, 4)})) == reason
+    assert COGVIDEOX.read(model, Forward(video.x, {"context": torch.zeros(1, 7, 4)})) == Layout(
+        (2, 4, 3), side="last", extra=7
+    )
 
 
 def test_layer_lists():
