@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paro_attention.nodes.families import WAN
+from paro_attention.nodes.families.wan import WAN
 from paro_attention.nodes.model_identity import norm_fingerprint, weight_distance
 from torch import nn
 
