@@ -26,7 +26,8 @@ class BlockMask:
         computed_bits: int32 [H, Qb, ceil(KVb / 32)], bit ``j % 32`` of word ``j // 32`` set where
             key block ``j`` is computed.
         block: (query, key) tokens of a block, each 32, 64 or 128.
-        tokens: sequence length S; the last block of a side may be ragged.
+        tokens: grid tokens V, the whole sequence where there are no extra tokens; the last block of
+            a side may be ragged.
     """
 
     kv_num_blocks: Tensor
@@ -54,7 +55,7 @@ class BlockMask:
         Args:
             mask: bool [H, Qb, KVb], True where the block is computed.
             block: (query, key) tokens of a block.
-            tokens: sequence length S.
+            tokens: grid tokens that the mask covers.
 
         Raises:
             ValueError: if the mask does not have the blocks that ``tokens`` and ``block`` give.
