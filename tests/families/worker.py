@@ -121,8 +121,10 @@ class Sampler:
 def run(case: Any) -> dict[str, Any]:
     import comfy.supported_models
 
-    if not hasattr(comfy.supported_models, case.model_class) or not case.exists():
+    if not hasattr(comfy.supported_models, case.model_class):
         return {"skip": f"this ComfyUI has no {case.model_class}"}
+    if not case.exists():
+        return {"skip": f"this ComfyUI has not what {case.name} is about"}
     model = case.build()
     if not case.family:
         return run_dense(case, model)
