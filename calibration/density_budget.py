@@ -109,7 +109,7 @@ def head_densities(
     if density >= 1 or heads == 0:
         return np.full(heads, min(density, 1.0))
     floor = min(density, floor)
-    slopes = _concave_slopes(np.asarray(benefit, np.float64), grid)
+    slopes = concave_slopes(np.asarray(benefit, np.float64), grid)
     start = np.broadcast_to(np.maximum(grid[:-1], floor), slopes.shape)
     width = np.clip(grid[1:] - start, 0, None)
     head = np.broadcast_to(np.arange(heads)[:, None], slopes.shape)
@@ -132,7 +132,7 @@ def head_counts(densities: np.ndarray, blocks: int, density: float) -> np.ndarra
     return np.minimum(counts, blocks)
 
 
-def _concave_slopes(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
+def concave_slopes(points: np.ndarray, grid: np.ndarray) -> np.ndarray:
     """Slopes [N, n] of the least concave curve above the points [N, n + 1] at grid [n + 1].
 
     At segment i the slope is the minimum over start points j <= i of the maximum over end points

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import plan_folder
+from . import plan_folder, plan_preview
 from .calibrate import ParoCalibrate
 from .compare import ParoCompare
 from .demo_model import ParoDemoModel
 from .load import ParoLoad
+from .report import ParoReport
 from .run_stats import recent_runs
 
 
@@ -20,11 +21,11 @@ class ParoExtension(ComfyExtension):
         _add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ParoCalibrate, ParoLoad, ParoCompare, ParoDemoModel]
+        return [ParoCalibrate, ParoLoad, ParoReport, ParoCompare, ParoDemoModel]
 
 
 def _add_routes() -> None:
-    """GET /paro/stats: what the last sampling runs did, oldest first."""
+    """GET /paro/stats: what the last sampling runs did, oldest first; GET /paro/plan, /preview."""
     from aiohttp import web
     from server import PromptServer
 
@@ -35,3 +36,5 @@ def _add_routes() -> None:
     @server.routes.get("/paro/stats")
     async def stats(_request: web.Request) -> web.Response:
         return web.json_response(list(recent_runs))
+
+    plan_preview.add_routes(server)

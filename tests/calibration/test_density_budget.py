@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paro_attention.calibration.density_budget import (
-    _concave_slopes,
     band_densities,
+    concave_slopes,
     default_shares,
     error_benefit,
     head_counts,
@@ -74,5 +74,5 @@ def test_by_error_goes_where_the_tail_fails():
 def test_concave_curve_above_the_points():
     grid = np.array([0.0, 0.25, 0.5, 1.0])
     # The second point lies below the line from the first to the third.
-    slopes = _concave_slopes(np.array([[0.0, 0.1, 0.6, 0.8], [0.0, 0.5, 0.75, 1.0]]), grid)
+    slopes = concave_slopes(np.array([[0.0, 0.1, 0.6, 0.8], [0.0, 0.5, 0.75, 1.0]]), grid)
     assert slopes == pytest.approx(np.array([[1.2, 1.2, 0.4], [2.0, 1.0, 0.5]]))
