@@ -186,6 +186,10 @@ class PlanRuntime:
         ]
         return torch.tensor(recall, dtype=torch.float32)
 
+    def head_densities(self, band: int) -> np.ndarray:
+        """float64 [L, H]: density that every head is given at a noise band; dense layers have 1."""
+        return self._counts[band] / (self.blocks[0] * self.blocks[1])
+
     def describe(self) -> str:
         """One line about what was done to the plan for this run."""
         plan = self.plan

@@ -58,6 +58,26 @@ class MassPredictor:
                 mass[head] = apply_correction(mass[head], rows[row])
         return mass
 
+    def head(self, layer: int, band: int, head: int, order: str | None = None) -> Tensor:
+        """Predicted block mass of one head, in its own order or in another one.
+
+        Args:
+            layer, band, head: which.
+            order: name of another order; the head's own when None. Corrections belong to places
+                of the head's own order, so that another order shows the profile alone.
+
+        Returns:
+            float32 [Qb, KVb] on the predictor's device, rows sum to 1.
+        """
+        own = self.plan.order_names(layer)[head]
+        codes = self.plan.profile[layer, band, head]
+        profile = decode(codes[None], self.plan.profile_top[layer, band, head : head + 1])
+        mass = self._geometry(order or own).evaluate(profile.to(self.device))[0]
+        if (order is None or order == own) and (layer, band, head) in self._row:
+            rows, row = self._row[layer, band, head]
+            mass = apply_correction(mass, rows[row])
+        return mass
+
     def release(self) -> None:
         """Frees the geometries, up to 25 MB per order; the next call computes them again."""
         self._geometries.clear()
