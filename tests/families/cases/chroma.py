@@ -63,6 +63,6 @@ CASES = [
         build=build_radiance,
         latent=lambda: torch.zeros(1, 3, 75, 230),
         grid=(1, 5, 15),
-        note="patches of pixels",
+        note="Radiance: patches of pixels",
     ),
 ]

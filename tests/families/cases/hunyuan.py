@@ -95,7 +95,7 @@ def beside(**extras: Any) -> dict[str, Any]:
 
 CASES = [
     hunyuan("hunyuan-video"),
-    hunyuan("hunyuan-video-batched", negative=lambda: prompt(7, 2), note="both prompts at once"),
+    hunyuan("hunyuan-video-batched", negative=lambda: prompt(7, 2)),
     hunyuan(
         "hunyuan-video-padded-text",
         positive=lambda: prompt(7, 1, padding=9),

@@ -63,7 +63,7 @@ CASES = [
         "qwen-image-padded-text",
         positive=lambda: padded(40, 33, 1),
         negative=lambda: padded(12, 4, 2),
-        note="the text's mask is folded",
+        note="the mask of the text is kept",
     ),
     qwen(
         "qwen-image-padded-batch",

@@ -49,7 +49,7 @@ CASES = [
         build=partial(build, qk_norm="rms", x_block_self_attn_layers=[0, 1]),
         layers=5,
         calls=5,
-        note="both attentions of its first blocks",
+        note="3.5 medium: both attentions of its first blocks",
     ),
     sd3(
         "sd3.5-medium-batched",

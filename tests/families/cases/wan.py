@@ -124,7 +124,7 @@ def wan(
 
 CASES = [
     wan("wan-t2v"),
-    wan("wan-t2v-batched", negative=lambda: text(7, 64, 2), note="both prompts at once"),
+    wan("wan-t2v-batched", negative=lambda: text(7, 64, 2)),
     wan("wan-t2v-odd-latent", latent=lambda: latent(13, 9)),
     wan(
         "wan-i2v",
@@ -140,7 +140,7 @@ CASES = [
         {"in_dim": 48, "out_dim": 48},
         latent=lambda: latent(channels=48),
         noise_mask=lambda: torch.tensor([0.0, 1, 1]).view(1, 1, 3, 1, 1).expand(1, 1, 3, 14, 10),
-        note="a timestep for each frame",
+        note="5B: a timestep for each frame",
     ),
     wan(
         "wan-fun-reference",
@@ -216,7 +216,7 @@ CASES = [
         layers=6,
         calls=16,
         repeats=2,
-        note="two inputs: the VACE blocks run once for each",
+        note="VACE: its blocks run once for each input",
     ),
     wan(
         "wan-humo",
