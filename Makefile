@@ -1,6 +1,7 @@
 # make test    set-up, ruff, pyright and the tests
 # make demo    set-up and the demo: out/demo/index.html and out/demo/report.json
 # make bench   attention timings on a GPU: out/bench/attention.json
+# make support models served, on every ComfyUI found: docs/support.json and the README's table
 # make lint    ruff and pyright only
 #
 # Variables:
@@ -41,7 +42,7 @@ TORCH_STAMP = $(VENV)/.paro-torch
 DEMO_STAMP = $(VENV)/.paro-demo
 TEST_STAMP = $(VENV)/.paro-test
 
-.PHONY: help test demo bench lint format readme clean
+.PHONY: help test demo bench support lint format readme clean
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
@@ -87,6 +88,9 @@ demo: $(DEMO_STAMP)
 
 bench: $(DEMO_STAMP)
 	$(PY) benchmarks/attention.py $(BENCH_ARGS)
+
+support: $(TEST_STAMP)
+	$(PY) tests/families/support.py
 
 # Rewrites the measured figures in README.md from benchmarks/results/*.json.
 readme:

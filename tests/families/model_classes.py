@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections import defaultdict
 from typing import Any
 
@@ -40,12 +41,15 @@ def model_classes(cases: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def diffusion_models(classes: list[Any]) -> dict[str, type]:
     """The class of the diffusion model that each class of models hands to its constructor."""
     import comfy.model_base
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
-
-    def made(_self: Any, *_args: Any, unet_model: type = UNetModel, **_kwargs: Any) -> None:
-        raise Made(unet_model)
 
     constructor = comfy.model_base.BaseModel.__init__
+    signature = inspect.signature(constructor)
+
+    def made(*args: Any, **kwargs: Any) -> None:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        raise Made(bound.arguments["unet_model"])
+
     comfy.model_base.BaseModel.__init__ = made
     try:
         return {model_class.__name__: _diffusion_model(model_class) for model_class in classes}

@@ -34,16 +34,20 @@ class Worker:
 
     def run(self, case: str, kind: str = "case") -> dict[str, Any]:
         """What the case gives; skips the test where this ComfyUI does not have the model."""
+        answer = self.ask(case, kind)
+        assert "error" not in answer, answer["error"]
+        if "skip" in answer:
+            pytest.skip(answer["skip"])
+        return answer
+
+    def ask(self, case: str, kind: str = "case") -> dict[str, Any]:
+        """The answer as it is: what was seen, or {"skip": why} or {"error": traceback}."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps({kind: case}) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
         assert line, f"the host ended:\n{self._log.read_text(errors='replace')[-4000:]}"
-        answer = json.loads(line)
-        assert "error" not in answer, answer["error"]
-        if "skip" in answer:
-            pytest.skip(answer["skip"])
-        return answer
+        return json.loads(line)
 
     def stop(self) -> None:
         """End the process."""
