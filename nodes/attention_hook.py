@@ -32,7 +32,7 @@ from .attention_call import (
     VisualCall,
     classify,
 )
-from .compiled_call import running, traced_call
+from .compiled_call import StaleGraphs, running, traced_call
 from .families import Family, Forward, find_family, unserved_class
 
 logger = logging.getLogger("paro_attention")
@@ -94,11 +94,16 @@ def install(model: Any, handler: AttentionHandler) -> Any:
     _hook_layers(diffusion_model, family)
     patched = uninstall(model)
     options = dict(patched.model_options.get("transformer_options", {}))
-    options[OVERRIDE_KEY] = _make_override(handler, options.get(OVERRIDE_KEY))
+    stale = StaleGraphs()
+    options[OVERRIDE_KEY] = _make_override(handler, options.get(OVERRIDE_KEY), stale)
     patched.model_options["transformer_options"] = options
     kind = WrappersMP.APPLY_MODEL if family.apply else WrappersMP.DIFFUSION_MODEL
-    patched.add_wrapper_with_key(kind, STATE_KEY, _make_forward_wrapper(handler, family))
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, STATE_KEY, _make_run_wrapper(handler))
+    for place, wrapper in (
+        (WrappersMP.APPLY_MODEL, stale.wrapper()),
+        (kind, _make_forward_wrapper(handler, family, stale)),
+        (WrappersMP.OUTER_SAMPLE, _make_run_wrapper(handler, stale)),
+    ):
+        patched.add_wrapper_with_key(place, STATE_KEY, wrapper)
     return patched
 
 
@@ -121,8 +126,11 @@ def uninstall(model: Any) -> Any:
     return clone
 
 
-def _make_override(handler: AttentionHandler, previous: Callable | None) -> Callable:
+def _make_override(
+    handler: AttentionHandler, previous: Callable | None, stale: StaleGraphs
+) -> Callable:
     def respond(func: Callable, *args: Any, **kwargs: Any) -> Tensor:
+        stale.asked = True
         call = HostCall.bind(args, kwargs)
         state: ForwardState | None = (call.transformer_options or {}).get(STATE_KEY)
         if state is not None and state.answered:
@@ -162,7 +170,9 @@ def _make_override(handler: AttentionHandler, previous: Callable | None) -> Call
     return marked
 
 
-def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable:
+def _make_forward_wrapper(
+    handler: AttentionHandler, family: Family, stale: StaleGraphs
+) -> Callable:
     # recursive=False: a compiled model below this wrapper stays compiled.
     @torch.compiler.disable(recursive=False)
     def forward_wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -180,7 +190,7 @@ def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable
         options[STATE_KEY] = ForwardState(layout, sigma, rows, family.key_masks)
         override = options.get(OVERRIDE_KEY)
         if getattr(override, "paro_handler", None) is not handler:
-            override = options[OVERRIDE_KEY] = _make_override(handler, override)
+            override = options[OVERRIDE_KEY] = _make_override(handler, override, stale)
         try:
             with running(options, override.paro_respond):
                 return executor(*args, **kwargs)
@@ -190,10 +200,11 @@ def _make_forward_wrapper(handler: AttentionHandler, family: Family) -> Callable
     return forward_wrapper
 
 
-def _make_run_wrapper(handler: AttentionHandler) -> Callable:
+def _make_run_wrapper(handler: AttentionHandler, stale: StaleGraphs) -> Callable:
     def run_wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
         sigmas = kwargs.get("sigmas", args[3] if len(args) > 3 else None)
         levels = [] if sigmas is None else [float(s) for s in sigmas.flatten().tolist()]
+        stale.arm()
         # The last level is where the run ends, not a step: 0, or what the next stage starts from.
         handler.begin_run(levels[:-1], executor.class_obj.model_patcher)
         failed = True

@@ -7,6 +7,7 @@ looks up the forward that is running in its thread and goes the same way as an u
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ import torch
 from torch import Tensor
 
 from .attention_call import STATE_KEY, ForwardState, ModuleLayers
+
+logger = logging.getLogger("paro_attention")
+
+CORE_COMPILE_KEY = "torch.compile"
 
 Respond = Callable[..., Tensor]
 """The uncompiled override: (func, *args, **kwargs) -> attention output."""
@@ -32,6 +37,57 @@ def running(options: dict[str, Any], respond: Respond) -> Iterator[None]:
         yield
     finally:
         _running.forward = before
+
+
+class StaleGraphs:
+    """Notices that a compiled model still runs graphs from before our override was put on it.
+
+    Core's TorchCompileModel (0.33) keeps graphs whatever `transformer_options` say, wrappers and
+    overrides included. A run whose first forward asks us nothing is such a case: the graphs are
+    thrown away and that forward is done again.
+
+    Attributes:
+        armed: the next forward is the first of a run.
+        asked: an attention call has reached our override since.
+    """
+
+    __slots__ = ("armed", "asked")
+
+    def __init__(self) -> None:
+        self.arm()
+
+    def arm(self) -> None:
+        """A run begins."""
+        self.armed, self.asked = True, False
+
+    def wrapper(self) -> Callable:
+        """The APPLY_MODEL wrapper that watches."""
+
+        def watching(executor: Any, *args: Any, **kwargs: Any) -> Any:
+            result = executor(*args, **kwargs)
+            armed, self.armed = self.armed, False
+            if (
+                not armed
+                or self.asked
+                or not _is_compiled(executor.class_obj, (*args, *kwargs.values()))
+            ):
+                return result
+            logger.info("PARO: the model was compiled without it and is compiled again")
+            torch.compiler.reset()
+            return executor(*args, **kwargs)
+
+        return watching
+
+
+def _is_compiled(model: Any, arguments: tuple[Any, ...]) -> bool:
+    for options in arguments:
+        wrappers = options.get("wrappers", {}) if isinstance(options, dict) else {}
+        if CORE_COMPILE_KEY in wrappers.get("apply_model", {}):
+            return True
+    return any(
+        hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
+        for module in model.modules()
+    )
 
 
 def traced_call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor | None:
@@ -89,17 +145,23 @@ def visual_attention(
     Returns:
         [B, S, H * D], or [B, H, S, D] with `skip_output_reshape`; contiguous.
     """
-    options, respond = _running.forward
+    arguments: dict[str, Any] = {
+        "mask": mask,
+        "skip_reshape": skip_reshape,
+        "skip_output_reshape": skip_output_reshape,
+        "_inside_attn_wrapper": True,
+    }
+    forward = getattr(_running, "forward", None)
+    if forward is None:  # the node is gone, and the host kept the graph
+        return _backend(function)(q, k, v, heads, **arguments).contiguous()
+    options, respond = forward
     state: ForwardState = options[STATE_KEY]
     ids = tuple(layers.tolist())
     # Where the modules' hooks are part of the graph, nobody else says that one has begun.
     if state.module is None or state.module.ids != ids or state.next_layer() is None:
         state.enter(ModuleLayers(ids))
-    out = respond(
-        _backend(function), q, k, v, heads, mask=mask, skip_reshape=skip_reshape,
-        skip_output_reshape=skip_output_reshape, transformer_options=options,
-        _inside_attn_wrapper=True,
-    )  # fmt: skip
+    arguments["transformer_options"] = options
+    out = respond(_backend(function), q, k, v, heads, **arguments)
     return out.contiguous()
 
 

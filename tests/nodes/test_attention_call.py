@@ -24,6 +24,7 @@ from paro_attention.nodes.attention_hook import (
     _make_forward_wrapper,
     _make_override,
 )
+from paro_attention.nodes.compiled_call import StaleGraphs
 from paro_attention.nodes.families import Forward, Layout, find_family
 from paro_attention.nodes.families.cogvideo import COGVIDEOX
 from paro_attention.nodes.families.wan import WAN
@@ -166,10 +167,14 @@ def test_override_hands_over_or_passes_on_unchanged():
     options = {STATE_KEY: state(layer=4)}
     taking, leaving = Handler(), Handler("warm-up")
     kwargs = {"heads": H, "transformer_options": options, "_inside_attn_wrapper": True}
-    assert torch.equal(_make_override(taking, None)(dense, q, q, q, **kwargs), torch.zeros_like(q))
+    assert torch.equal(
+        _make_override(taking, None, StaleGraphs())(dense, q, q, q, **kwargs), torch.zeros_like(q)
+    )
     assert (taking.calls[0].layer, taking.calls[0].sigma) == (4, 0.5)
     options[STATE_KEY] = state(layer=4)
-    assert torch.equal(_make_override(leaving, None)(dense, q, q, q, **kwargs), q + 1)
+    assert torch.equal(
+        _make_override(leaving, None, StaleGraphs())(dense, q, q, q, **kwargs), q + 1
+    )
     assert leaving.reasons == ["warm-up"]
 
 
@@ -180,7 +185,7 @@ def test_an_earlier_override_is_the_dense_path():
         seen.append((func, args, set(kwargs)))
         return args[0] * 2
 
-    override = _make_override(Handler("dense layer"), earlier)
+    override = _make_override(Handler("dense layer"), earlier, StaleGraphs())
     kwargs = {"heads": H, "transformer_options": {STATE_KEY: state()}, "_inside_attn_wrapper": True}
     assert torch.equal(override(dense, q, q, q, **kwargs), q * 2)
     assert seen[0][0] is dense
@@ -189,7 +194,7 @@ def test_an_earlier_override_is_the_dense_path():
 
 
 def test_override_is_shared_by_deep_copies():
-    override = _make_override(Handler(), None)
+    override = _make_override(Handler(), None, StaleGraphs())
     assert copy.deepcopy({"a": {"b": override}})["a"]["b"] is override
 
 
@@ -236,7 +241,7 @@ def test_layers_are_told_apart_from_cross_attention_of_the_same_shape():
     model, handler = WanModel(), Handler()
     for _ in range(3):
         _hook_layers(model, WAN)  # idempotent
-    wrapper = _make_forward_wrapper(handler, WAN)
+    wrapper = _make_forward_wrapper(handler, WAN, StaleGraphs())
     options = {"sigmas": torch.tensor([0.7, 0.7]), "cond_or_uncond": [1, 0]}
     latent = torch.zeros(B, 16, 2, 7, 5)  # 7 x 5 pixels of latent are padded to 4 x 3 tokens
     wrapper(Executor(model), latent, None, None, options)
@@ -253,7 +258,7 @@ def test_a_forward_outside_a_sampler_is_left_alone():
     model, handler = WanModel(), Handler()
     _hook_layers(model, WAN)
     options = {OVERRIDE_KEY: lambda func, *args, **kwargs: func(*args, **kwargs)}
-    wrapper = _make_forward_wrapper(handler, WAN)
+    wrapper = _make_forward_wrapper(handler, WAN, StaleGraphs())
     wrapper(Executor(model), torch.zeros(B, 16, 2, 8, 6), None, None, transformer_options=options)
     assert (handler.forwards, handler.calls) == (0, [])
 
@@ -267,7 +272,7 @@ def test_a_replaced_override_is_put_back_with_the_newcomer_as_dense_path():
 
     _hook_layers(model, WAN)
     options = {"sigmas": torch.tensor([0.7]), OVERRIDE_KEY: newcomer}
-    _make_forward_wrapper(handler, WAN)(
+    _make_forward_wrapper(handler, WAN, StaleGraphs())(
         Executor(model), torch.zeros(B, 16, 2, 8, 6), None, None, options
     )
     assert len(handler.calls) == 2
