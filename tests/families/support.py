@@ -74,6 +74,7 @@ def fault(case: Any, answer: dict[str, Any]) -> str:
         return answer["error"].strip().splitlines()[-1]
     if not case.family:
         right = answer["dense"] and case.reason in answer["reason"]
+        right = right and answer.get("calls", case.calls) == case.calls
         return "" if right else f"is not dense for the reason {case.reason}"
     runs = [value for key, value in answer.items() if key.startswith(("exact", "cfg"))]
     if max(run["error"] for run in runs) >= EXACT:
@@ -82,9 +83,10 @@ def fault(case: Any, answer: dict[str, Any]) -> str:
         return ""
     if any(run["dense"] for run in runs):
         return f"has dense calls: {runs[0]['dense']}"
+    visual = case.layers + case.repeats
     for run in runs:
-        if run["handled"] != case.layers * run["forwards"]:
-            return f"{run['handled']} calls in {run['forwards']} forwards, not {case.layers} each"
+        if run["handled"] != visual * run["forwards"]:
+            return f"{run['handled']} calls in {run['forwards']} forwards, not {visual} in each"
     return "; ".join(answer["misplaced"])
 
 

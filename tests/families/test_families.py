@@ -61,3 +61,6 @@ def test_dense_with_a_reason(case, worker: Worker):
     seen = worker.run(case.name)
     assert seen["dense"]
     assert case.reason in seen["reason"]
+    if case.sampled:
+        assert seen["finite"]
+        assert seen["calls"] == case.calls

@@ -87,7 +87,7 @@ def test_rows_gather_what_the_hosts_saw():
 
 
 def test_faults_are_found():
-    case = SimpleNamespace(family="A", reason="", layers=2)
+    case = SimpleNamespace(family="A", reason="", layers=2, repeats=0)
     assert support.fault(case, answer(1e-6)) == ""
     assert support.fault(case, answer(0.1)) == "differs from the host"
     assert support.fault(case, {"error": "Trace\nValueError: no\n"}) == "ValueError: no"
@@ -95,9 +95,11 @@ def test_faults_are_found():
     assert support.fault(case, answer(1e-6) | {"misplaced": ["corner"]}) == "corner"
     declined = answer(1e-6) | {"exact_cfg_1": {"error": 0.0, "dense": {"mask": 6}}}
     assert "mask" in support.fault(case, declined)
-    dense = SimpleNamespace(family="", reason="no hook")
+    dense = SimpleNamespace(family="", reason="no hook", calls=0)
     assert support.fault(dense, {"dense": True, "reason": "C: no hook"}) == ""
     assert "is not dense" in support.fault(dense, {"dense": False, "reason": ""})
+    reached = {"dense": True, "reason": "C: no hook", "calls": 2.0}
+    assert "is not dense" in support.fault(dense, reached)
 
 
 def test_a_readme_without_its_section_is_refused():

@@ -136,7 +136,13 @@ def run_dense(case: Any, model: Any) -> dict[str, Any]:
     from paro_attention.nodes.families import find_family, unserved_class
 
     inner = model.get_model_object("diffusion_model")
-    return {"dense": find_family(inner) is None, "reason": unserved_class(inner)}
+    seen = {"dense": find_family(inner) is None, "reason": unserved_class(inner)}
+    if case.sampled:
+        counted, calls = count_calls(model)
+        forwards = count_forwards(counted)
+        seen["finite"] = bool(Sampler(case)(counted).isfinite().all())
+        seen["calls"] = len(calls) / forwards[0]
+    return seen
 
 
 def run_declined(case: Any, model: Any) -> dict[str, Any]:

@@ -35,6 +35,7 @@ class Case:
             models whose latent has others; needs patches of one frame.
         noise_mask: makes the mask of what is sampled; None: all of the latent is.
         repeats: visual calls of a forward beyond one a layer.
+        sampled: of a dense case: it is also sampled, and its calls are counted.
         note: for the support table.
         exists: whether this host has what the case needs beside the class.
     """
@@ -54,6 +55,7 @@ class Case:
     frames: tuple[int, int] | None = None
     noise_mask: Callable[[], Tensor] | None = None
     repeats: int = 0
+    sampled: bool = False
     note: str = ""
     exists: Callable[[], bool] = field(default=lambda: True)
 
