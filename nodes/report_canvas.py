@@ -28,6 +28,7 @@ DECADES = 3
 """A heat map shows this many powers of ten below its brightest block."""
 
 Colour = tuple[int, int, int]
+Points = Sequence[float] | np.ndarray
 
 
 def font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
@@ -152,7 +153,7 @@ class Axes:
         draw.text((centre, self.top + self.height + 28), x_label, SOFT, small, anchor="mt")
 
     def curve(
-        self, draw: ImageDraw.ImageDraw, xs: Sequence[float], ys: Sequence[float], colour: Colour,
+        self, draw: ImageDraw.ImageDraw, xs: Points, ys: Points, colour: Colour,
         *, dashed: bool = False, width: int = 3,
     ) -> None:  # fmt: skip
         """Draw a line through points."""
