@@ -84,7 +84,8 @@ def around(made: Any, seed: int = 0) -> Any:
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     made.set_inference_dtype(dtype, None)
     model = made.get_model({}, "", device=device)
-    model.diffusion_model.to(device, dtype)
+    # Without a dtype: what the host keeps in float32 must stay so.
+    model.diffusion_model.to(device)
     randomize(model.diffusion_model, seed)
     return comfy.model_patcher.ModelPatcher(
         model, load_device=device, offload_device=torch.device("cpu")
