@@ -62,9 +62,13 @@ class ParoCalibrate(io.ComfyNode):
             description="Samples the model on your prompts, looks at its attention, and writes a "
             "plan to models/paro that Load PARO uses. Needed once per model; sampler, steps, "
             "resolution and LoRAs may change afterwards.",
-            search_aliases=["paro", "sparse attention", "calibrate", "plan"],
+            search_aliases=["paro", "paroattention", "sparse attention", "calibrate", "calibration",
+                            "plan", "make plan"],
             inputs=[
-                io.Model.Input("model", tooltip="With its shift and LoRAs, without Load PARO."),
+                io.Model.Input(
+                    "model",
+                    tooltip="As you sample it: with its shift and LoRAs, without Load PARO.",
+                ),
                 io.String.Input(
                     "name", default="my-model",
                     tooltip="The plan is written to models/paro/<name>.safetensors; one of that "
@@ -72,11 +76,12 @@ class ParoCalibrate(io.ComfyNode):
                 ),
                 io.Latent.Input("latent", tooltip="Empty latent of the size that you sample at."),
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
-                             control_after_generate=False),
+                             control_after_generate=False,
+                             tooltip="Noise of the first prompt's run; the others count on. Any."),
                 io.Int.Input("steps", default=20, min=1, max=1000,
                              tooltip="As you sample: 20 (recommended); 4-8 with a few-step LoRA."),
                 io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="As you sample."),
+                               tooltip="As you sample; 1 with a distilled model."),
                 io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
                                default="euler", tooltip="As you sample."),
                 io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
@@ -118,8 +123,9 @@ class ParoCalibrate(io.ComfyNode):
                     "the lines of prompts as well.",
                 ),
                 io.Conditioning.Input("negative", optional=True,
-                                      tooltip="As you sample; left out: zeros."),
-                io.Clip.Input("clip", optional=True, tooltip="Encodes the lines of prompts."),
+                                      tooltip="As you sample. Left out: zeros."),
+                io.Clip.Input("clip", optional=True,
+                    tooltip="The model's CLIP: encodes the lines of prompts."),
                 io.String.Input(
                     "prompts", default="", multiline=True, optional=True,
                     tooltip="One prompt a line, each a sampling run. 2 to 4 different ones are "
@@ -131,12 +137,14 @@ class ParoCalibrate(io.ComfyNode):
                 ),
             ],
             outputs=[
-                PlanType.Output("paro_plan", display_name="paro_plan"),
+                PlanType.Output("paro_plan", display_name="paro_plan",
+                                tooltip="The plan, for Load PARO and PARO Report."),
                 io.Latent.Output("last_latent", display_name="latent",
                                  tooltip="The last run's video, so that it is not lost."),
                 io.Image.Output("report", display_name="report",
                                 tooltip="Attention before and after reordering."),
-                io.String.Output("file", display_name="file"),
+                io.String.Output("file", display_name="file",
+                                 tooltip="Name of the plan file in models/paro."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

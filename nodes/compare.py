@@ -114,16 +114,21 @@ class ParoCompare(io.ComfyNode):
             description="Compares two images, videos (as image batches) or latents: PSNR, SSIM, "
             "cosine similarity, and a picture of the difference. Connect the dense result to a and "
             "the PARO result to b, made from the same seed.",
-            search_aliases=["paro", "psnr", "ssim", "difference", "compare videos"],
+            search_aliases=["paro", "psnr", "ssim", "difference", "compare videos",
+                            "compare images", "quality"],
             inputs=[
-                io.Image.Input("images_a", optional=True, tooltip="Reference images or video."),
-                io.Image.Input("images_b", optional=True, tooltip="The other images or video."),
-                io.Latent.Input("latent_a", optional=True, tooltip="Reference latent."),
-                io.Latent.Input("latent_b", optional=True, tooltip="The other latent."),
+                io.Image.Input("images_a", optional=True,
+                    tooltip="Reference images or video: the dense run."),
+                io.Image.Input("images_b", optional=True,
+                    tooltip="The other images or video: the PARO run, from the same seed."),
+                io.Latent.Input("latent_a", optional=True,
+                    tooltip="Reference latent: the dense run."),
+                io.Latent.Input("latent_b", optional=True,
+                    tooltip="The other latent: the PARO run, from the same seed."),
                 io.Float.Input(
                     "gain", default=4.0, min=1.0, max=64.0, step=0.5,
-                    tooltip="The difference is multiplied by this before it is drawn. 4 shows what "
-                    "the eye would miss.",
+                    tooltip="The difference is multiplied by this before it is drawn. 4 "
+                    "(recommended) shows what the eye would miss.",
                 ),
             ],
             outputs=[
@@ -131,9 +136,11 @@ class ParoCompare(io.ComfyNode):
                                 tooltip="a, b and their difference, side by side."),
                 io.Float.Output("psnr", display_name="psnr_db",
                                 tooltip="Decibels; infinite if identical."),
-                io.Float.Output("ssim", display_name="ssim"),
-                io.Float.Output("cosine", display_name="cosine"),
-                io.String.Output("summary", display_name="summary"),
+                io.Float.Output("ssim", display_name="ssim",
+                                tooltip="Structural similarity, 1 if identical."),
+                io.Float.Output("cosine", display_name="cosine",
+                                tooltip="Cosine similarity, 1 if identical."),
+                io.String.Output("summary", display_name="summary", tooltip="The numbers as text."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

@@ -109,7 +109,7 @@ class ParoDemoModel(io.ComfyNode):
             description="A small trained video model that comes with this pack (Wan 2.1 "
             "architecture). It draws a textured object that moves over a background, so that every "
             "PARO workflow can be tried in seconds without a download.",
-            search_aliases=["paro", "demo", "wan", "sparse attention"],
+            search_aliases=["paro", "demo", "test model", "tiny wan", "sparse attention"],
             inputs=[
                 io.String.Input(
                     "prompt",
@@ -126,19 +126,23 @@ class ParoDemoModel(io.ComfyNode):
                     tooltip="What to steer away from. Empty (recommended) means unconditional.",
                 ),
                 io.Int.Input("width", default=128, min=32, max=512, step=PIXELS_PER_TOKEN,
-                             tooltip="Pixels. 128 is what the model was trained for."),
+                             tooltip="Pixels. 128 is what the model was trained for; 64 is quick "
+                             "on a CPU."),
                 io.Int.Input("height", default=128, min=32, max=512, step=PIXELS_PER_TOKEN,
-                             tooltip="Pixels. 128 is what the model was trained for."),
+                             tooltip="Pixels. 128 is what the model was trained for; 64 is quick "
+                             "on a CPU."),
                 io.Int.Input("frames", default=8, min=1, max=64,
                              tooltip="Frames. 8 is what the model was trained for."),
             ],
             outputs=[
-                io.Model.Output(display_name="model"),
-                io.Clip.Output(display_name="clip"),
-                io.Vae.Output(display_name="vae"),
-                io.Conditioning.Output("positive_out", display_name="positive"),
-                io.Conditioning.Output("negative_out", display_name="negative"),
-                io.Latent.Output(display_name="latent"),
+                io.Model.Output(display_name="model", tooltip="The model, its shift of 3 set."),
+                io.Clip.Output(display_name="clip", tooltip="For Calibrate PARO's prompts."),
+                io.Vae.Output(display_name="vae", tooltip="The only VAE for its latents."),
+                io.Conditioning.Output("positive_out", display_name="positive",
+                                       tooltip="The prompt, encoded."),
+                io.Conditioning.Output("negative_out", display_name="negative",
+                                       tooltip="The negative prompt, encoded."),
+                io.Latent.Output(display_name="latent", tooltip="Empty, of this size."),
             ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip

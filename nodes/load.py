@@ -93,9 +93,13 @@ class ParoLoad(io.ComfyNode):
             category="PARO",
             description="Makes the model's visual attention sparse and low-bit, as a plan from "
             "Calibrate PARO says. Lower density is faster and further from the dense picture.",
-            search_aliases=["paro", "sparse attention", "speed up", "fast", "int8 attention"],
+            search_aliases=["paro", "paroattention", "sparse attention", "block sparse", "speed up",
+                            "faster video", "int8 attention", "fp8 attention"],
             inputs=[
-                io.Model.Input("model"),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model that the plan was made from, behind its shift and LoRAs.",
+                ),
                 io.Combo.Input(
                     "plan",
                     options=[AUTO, NO_FILE, *plan_folder.plan_names()],
@@ -128,7 +132,7 @@ class ParoLoad(io.ComfyNode):
                 host_ui.advanced(
                     io.String, "dense_layers", default="",
                     tooltip="Layers that stay dense, for example 0,1,-1 or 0-3. Empty "
-                    "(recommended) for none.",
+                    "(recommended) for none; PARO Report marks the ones to try first.",
                 ),
                 host_ui.advanced(
                     io.Int, "min_tokens", default=4096, min=0, max=1_000_000,
@@ -138,14 +142,18 @@ class ParoLoad(io.ComfyNode):
                 host_ui.advanced(
                     io.Combo, "on_unsupported", options=ON_UNSUPPORTED, default="dense",
                     tooltip="What to do where the model or the card is not served: run ComfyUI's "
-                    "own attention and say so, or stop.",
+                    "own attention and say so (dense, recommended), or stop (error).",
                 ),
                 PlanType.Input(
                     "paro_plan", optional=True,
-                    tooltip="A plan straight from Calibrate PARO; used instead of the file.",
+                    tooltip="A plan straight from Calibrate PARO; used instead of the file while "
+                    "that node is active.",
                 ),
             ],
-            outputs=[io.Model.Output("patched", display_name="model")],
+            outputs=[
+                io.Model.Output("patched", display_name="model",
+                                tooltip="The same model with PARO's attention, for the sampler."),
+            ],
             hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 

@@ -98,7 +98,7 @@ class ParoReport(io.ComfyNode):
                                 tooltip="Recall over density: all heads, and single ones."),
                 io.Image.Output("table", display_name="table",
                                 tooltip="Orders, density, recall and error of every layer."),
-                io.String.Output("summary", display_name="summary"),
+                io.String.Output("summary", display_name="summary", tooltip="The figures as text."),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
