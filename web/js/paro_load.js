@@ -1,0 +1,199 @@
+// ComfyUI's side of the picture in Load PARO: its widgets, links and messages.
+
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { PlanSource } from "./paro_data.js";
+import { cardName } from "./paro_speed.js";
+import { statusText } from "./paro_status.js";
+import { PlanPicture } from "./paro_widget.js";
+
+const NODE = "ParoLoad";
+const CALIBRATE = "ParoCalibrate";
+const EXTENSION = ".safetensors";
+const MIN_HEIGHT = 500;
+const MIN_WIDTH = 340;
+const FOLLOWED = ["plan", "density", "qk_bits", "pv_bits", "warmup", "dense_layers"];
+
+const source = new PlanSource((route) => api.fetchApi(route));
+const shown = new Set();
+let card = "";
+
+/** The picture of one Load PARO node. */
+class LoadPicture {
+  #node;
+  #picture = new PlanPicture(source);
+  #asked = 0;
+  #wanted = "";
+
+  constructor(node) {
+    this.#node = node;
+    const widget = node.addDOMWidget("paro_picture", "paro_picture", this.#picture.element, {
+      serialize: false,
+      hideOnZoom: false,
+      hideInPanel: true,
+      getMinHeight: () => MIN_HEIGHT,
+    });
+    widget.serialize = false;
+    for (const name of FOLLOWED) this.#follow(this.#widget(name));
+    this.#picture.setCard(card);
+  }
+
+  get node() {
+    return this.#node;
+  }
+
+  setCard(name) {
+    this.#picture.setCard(name);
+  }
+
+  dispose() {
+    this.#picture.dispose();
+  }
+
+  /** The widgets have changed, or a link. */
+  update() {
+    const value = (name) => this.#widget(name)?.value;
+    this.#picture.setInputs({
+      density: Number(value("density") ?? 0.3),
+      warmup: Number(value("warmup") ?? 0),
+      qkBits: Number(value("qk_bits") ?? 8),
+      pvBits: Number(value("pv_bits") ?? 8),
+      denseLayers: String(value("dense_layers") ?? "").trim(),
+    });
+    const { plan, text } = this.#planName();
+    const wanted = JSON.stringify([plan, text]);
+    if (wanted === this.#wanted) return;
+    this.#wanted = wanted;
+    if (plan) this.reload();
+    else this.#picture.showText(text);
+  }
+
+  /** Asks for the plan again: it may have been written anew. */
+  async reload() {
+    const { plan, missing } = this.#planName();
+    if (!plan) return;
+    const asked = ++this.#asked;
+    try {
+      const description = await source.plan(plan);
+      if (asked === this.#asked) this.#picture.show(description);
+    } catch (error) {
+      if (asked !== this.#asked) return;
+      const told = error.status === 404 && missing ? missing : `No picture: ${error.message}.`;
+      this.#picture.showText(told);
+    }
+  }
+
+  /** What the last run did. */
+  async reloadStatus() {
+    const run = await source.lastRun(this.#node.id).catch(() => undefined);
+    this.#picture.setStatus(run ? statusText(run) : "");
+  }
+
+  #widget(name) {
+    return this.#node.widgets?.find((widget) => widget.name === name);
+  }
+
+  #follow(widget) {
+    if (!widget) return;
+    const before = widget.callback;
+    const update = () => this.update();
+    widget.callback = function (...args) {
+      const result = before?.apply(this, args);
+      update();
+      return result;
+    };
+  }
+
+  /** The plan to show, or why there is none. */
+  #planName() {
+    const slot = this.#node.inputs?.findIndex((input) => input.name === "paro_plan") ?? -1;
+    if (slot >= 0 && this.#node.inputs[slot].link != null) {
+      const origin = this.#node.getInputNode?.(slot);
+      if ((origin?.comfyClass ?? origin?.type) !== CALIBRATE) {
+        return { text: "Follows the connected plan. Pictures are drawn from plan files: choose " +
+          "one in plan and disconnect paro_plan to look at it." };
+      }
+      const name = origin.widgets?.find((widget) => widget.name === "name")?.value ?? "";
+      const stem = String(name).trim().replace(/\.safetensors$/, "").trim().replaceAll("\\", "/");
+      return {
+        plan: stem + EXTENSION,
+        missing: `${stem} is not calibrated yet. Run the workflow once: Calibrate PARO writes the ` +
+          "plan, and its picture appears here.",
+      };
+    }
+    const plan = String(this.#widget("plan")?.value ?? "");
+    if (plan === "none" || !plan) {
+      return { text: "No plan. Choose one in plan, or connect paro_plan." };
+    }
+    return {
+      plan,
+      missing: plan === "auto"
+        ? "There is no plan yet. Run Calibrate PARO on your model once."
+        : `There is no plan file ${plan} in models/paro. Refresh with R, or calibrate.`,
+    };
+  }
+}
+
+function afterRun() {
+  source.clear();
+  for (const picture of shown) {
+    picture.reload();
+    picture.reloadStatus();
+  }
+}
+
+app.registerExtension({
+  name: "paro.load",
+  setup() {
+    for (const name of ["execution_success", "execution_error", "execution_interrupted"]) {
+      api.addEventListener(name, afterRun);
+    }
+    api.addEventListener("executed", ({ detail }) => {
+      const node = app.graph?.getNodeById?.(detail?.node);
+      if ((node?.comfyClass ?? node?.type) === CALIBRATE) afterRun();
+    });
+    api.fetchApi("/system_stats").then((reply) => reply.json()).then((stats) => {
+      card = cardName(stats.devices?.[0]?.name);
+      for (const picture of shown) picture.setCard(card);
+    }).catch(() => {}); // without it no speed is shown
+  },
+  nodeCreated(node) {
+    if ((node.comfyClass ?? node.constructor?.comfyClass) !== NODE) return;
+    const picture = new LoadPicture(node);
+    shown.add(picture);
+    chain(node, "onConnectionsChange", () => picture.update());
+    chain(node, "onConfigure", () => queueMicrotask(() => {
+      picture.update();
+      picture.reloadStatus();
+      fit(node);
+    }));
+    chain(node, "onRemoved", () => {
+      picture.dispose();
+      shown.delete(picture);
+    });
+    requestAnimationFrame(() => {
+      fit(node);
+      picture.update();
+    });
+  },
+  afterConfigureGraph() {
+    for (const picture of shown) picture.update(); // links exist only now
+  },
+});
+
+function chain(node, name, after) {
+  const before = node[name];
+  node[name] = function (...args) {
+    const result = before?.apply(this, args);
+    after();
+    return result;
+  };
+}
+
+/** Makes room for the picture in nodes that were saved without it. */
+function fit(node) {
+  const [width, height] = node.computeSize();
+  if (node.size[0] < Math.max(width, MIN_WIDTH) || node.size[1] < height) {
+    node.setSize([Math.max(node.size[0], width, MIN_WIDTH), Math.max(node.size[1], height)]);
+  }
+}
