@@ -94,9 +94,10 @@ def sparse_attention(
             key_bias=key_bias,
         )  # fmt: skip
 
-    from .triton import block_sparse_attention
+    from .triton import attend_blocks, block_sparse_attention
 
-    return block_sparse_attention(
+    traced = torch.compiler.is_compiling() or type(q) is not Tensor
+    return (block_sparse_attention if traced else attend_blocks)(
         q, k, v, permutation, order_of_head,
         mask.kv_num_blocks, mask.kv_indices, mask.computed_bits, tail_bias,
         # Without a bias the kernel reads none; the op takes a tensor all the same.

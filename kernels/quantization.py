@@ -5,7 +5,7 @@
 | Q | int8 [-127, 127], one scale per token | int4 [-7, 7] after a Hadamard rotation, per token |
 | K, mean removed | int8, one scale per key block | as Q, after removing each key block's mean |
 | P | uint8-range [0, 127] per row and tile, or FP8 e4m3 | [0, 15] per row and tile |
-| V | int8 or FP8 e4m3, one scale per channel | [0, 15] about the block's mean, per channel |
+| V | int8 or FP8 e4m3 (sampled scale), per channel | [0, 15] about the block's mean, per channel |
 
 The mean of K over the sequence shifts all logits of a row alike, so softmax does not see it
 (SageAttention, arXiv 2410.02367). The rotation spreads outlier channels and leaves q.k unchanged.
@@ -26,6 +26,21 @@ FP8_MAX = 448.0
 # FP8 probabilities are stored times 2**8: below the format's maximum, far from its subnormals.
 FP8_P_EXPONENT = 8.0
 SCALE_FLOOR = 1e-12
+# FP8's precision does not depend on the scale. Room above the largest value that was seen lets the
+# scale come from a sample of the tokens: 1/16 of the range still leaves three decades below it.
+FP8_V_MAX = FP8_MAX / 16.0
+SAMPLED_FROM = 8192
+SAMPLING_STEP = 7  # shares no factor with common widths, so that a sample meets every column
+
+
+def statistics_step(tokens: int, pv_bits: int, fp8: bool) -> int:
+    """Every how many tokens K's mean and V's range are looked at.
+
+    Softmax does not see what is subtracted from all keys alike, so that K's mean may be sampled.
+    V's range may where FP8 has room above it; integers need the exact one.
+    """
+    whole = tokens < SAMPLED_FROM or (pv_bits == 8 and not fp8)
+    return 1 if whole else SAMPLING_STEP
 
 
 def symmetric_scale(x: Tensor, limit: float, dim: int | tuple[int, ...]) -> Tensor:

@@ -21,12 +21,14 @@ from .packed_layout import padded_head_dim
 from .quantization import (
     FP8_MAX,
     FP8_P_EXPONENT,
+    FP8_V_MAX,
     INT4_MAX,
     INT8_MAX,
     SCALE_FLOOR,
     UINT4_MAX,
     fake_quantize,
     hadamard,
+    statistics_step,
     symmetric_scale,
 )
 
@@ -60,6 +62,9 @@ def reference_attention(
     out = torch.empty(batch, tokens, heads, head_dim, dtype=q.dtype, device=q.device)
     out = out.transpose(1, 2)
     computed = mask.to_dense()
+    step = statistics_step(tokens, pv_bits, fp8)
+    k_mean = k[:, :, ::step].float().mean(2, keepdim=True)
+    v_scale = symmetric_scale(v[:, :, ::step].float(), FP8_V_MAX if fp8 else INT8_MAX, -2)
     chunk = _chunk_elements(q.device)
     heads_at_once = max(1, min(heads, chunk // (batch * tokens * tokens) or 1))
     for first in range(0, heads, heads_at_once):
@@ -67,8 +72,9 @@ def reference_attention(
         queries, keys, values = (x[:, part].gather(2, index[:, part]).float() for x in (q, k, v))
         rows = _attend(
             queries,
-            keys,
+            keys - k_mean[:, part] if qk_bits < 16 else keys,
             values,
+            v_scale[:, part],
             computed[part],
             tail_bias[part].float(),
             mask.block,
@@ -89,6 +95,7 @@ def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
+    v_scale: Tensor,
     computed: Tensor,
     tail_bias: Tensor,
     block: tuple[int, int],
@@ -110,8 +117,6 @@ def _attend(
     # Every row computes the extra blocks; the rows of extra queries compute every block.
     computed = pad(computed, (0, packing.blocks - key_blocks, 0, 1), value=True)
     sizes = packing.sizes(q.device)
-    if qk_bits < 16:
-        k = k - k.mean(2, keepdim=True)
     k, v = packing(k), packing(v)
     # Pooled rows are stored in the inputs' dtype.
     means_k, means_v = (
@@ -121,10 +126,10 @@ def _attend(
     low_tail = qk_bits == 8 and pv_bits == 8
     exists = packing.exists(q.device)
     logit_operands = _Logits(q, k, means_k, exists, key_block, key_blocks, qk_bits, low_tail)
-    values = _Values(v, v, means_v, exists, key_block, pv_bits, fp8)
+    values = _Values(v, v_scale, means_v, exists, key_block, pv_bits, fp8)
     pooled_v = means_v[..., :key_blocks, :]
     tail_values = _Values(
-        pooled_v, v, pooled_v, exists, key_block, pv_bits if low_tail else 16, fp8
+        pooled_v, v_scale, pooled_v, exists, key_block, pv_bits if low_tail else 16, fp8
     )
 
     out = torch.empty_like(q)
@@ -230,13 +235,13 @@ class _Logits:
 class _Values:
     """P @ V for probabilities relative to the row maximum, in the precision asked for.
 
-    ``whole_v`` sets the scale of 8 bits: the tail's values share that of V.
+    ``v_scale`` [B, H, 1, D] is that of 8 bits, which the tail's values share.
     """
 
     def __init__(
         self,
         v: Tensor,
-        whole_v: Tensor,
+        v_scale: Tensor,
         means_v: Tensor,
         exists: Tensor,
         key_block: int,
@@ -248,10 +253,9 @@ class _Values:
         self.fp8 = fp8
         self.v = v
         if bits == 8 and fp8:
-            v_scale = symmetric_scale(whole_v, FP8_MAX, -2)
-            self.v = (v / v_scale).to(torch.float8_e4m3fn).float() * v_scale
+            in_range = (v / v_scale).clamp(-FP8_MAX, FP8_MAX)
+            self.v = in_range.to(torch.float8_e4m3fn).float() * v_scale
         elif bits == 8:
-            v_scale = symmetric_scale(whole_v, INT8_MAX, -2)
             self.v = fake_quantize(v, v_scale, -INT8_MAX, INT8_MAX) * v_scale
         elif bits == 4:
             self.means_v = means_v

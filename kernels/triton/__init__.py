@@ -1,4 +1,8 @@
-"""The Triton kernels behind one custom op, so that ``torch.compile`` sees a single opaque call."""
+"""The Triton kernels as one call.
+
+``torch.compile`` sees it as a single opaque op. Outside of it the op's own bookkeeping costs as
+much of the host's time as the launches do, so that the function behind it is called directly.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +15,7 @@ from .attention import attend
 from .prepass import prepare
 
 
-@torch.library.custom_op("paro_attention::block_sparse_attention", mutates_args=())
-def block_sparse_attention(
+def attend_blocks(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -70,6 +73,11 @@ def block_sparse_attention(
             biased=biased, qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail, scale=scale,
         )  # fmt: skip
     return out
+
+
+block_sparse_attention = torch.library.custom_op(
+    "paro_attention::block_sparse_attention", attend_blocks, mutates_args=()
+)
 
 
 @block_sparse_attention.register_fake

@@ -21,10 +21,10 @@ import triton.language as tl
 from torch import Tensor
 
 from ..packed_layout import PackedLayout
-from ..quantization import FP8_MAX, INT8_MAX, hadamard_matrix
+from ..quantization import FP8_V_MAX, INT8_MAX, hadamard_matrix, statistics_step
 from .primitives import head_offset, round_to_int, row_mask, token_of_position
 
-STATISTICS_ROWS = 256
+STATISTICS_ROWS = 128
 # Wider rows are rotated in halves: a 256 x 256 matrix does not fit into shared memory everywhere.
 MAX_ROTATION = 128
 
@@ -53,9 +53,13 @@ def statistics_kernel(
     k_stride_b, k_stride_h, k_stride_s, v_stride_b, v_stride_h, v_stride_s,
     S, H, chunks,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
-    ROWS: tl.constexpr, STEP: tl.constexpr,
+    ROWS: tl.constexpr, STEP: tl.constexpr, EVERY: tl.constexpr,
+    OF_K: tl.constexpr, OF_V: tl.constexpr,
 ):  # fmt: skip
-    """Grid (chunks, B*H): K's channel sums and V's channel maxima over ROWS tokens."""
+    """Grid (chunks, B*H): K's channel sums and V's channel maxima over ROWS tokens.
+
+    EVERY: distance of these tokens. OF_K, OF_V: which of the two are asked for.
+    """
     chunk = tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
     b = batch_head // H
@@ -66,13 +70,14 @@ def statistics_kernel(
     k_sum = tl.zeros([D], dtype=tl.float32)
     v_max = tl.zeros([D], dtype=tl.float32)
     for start in range(0, ROWS, STEP):
-        row = (chunk * ROWS + start + tl.arange(0, STEP)).to(tl.int64)
+        row = ((chunk * ROWS + start + tl.arange(0, STEP)) * EVERY).to(tl.int64)
         mask = row_mask(row < S, d, HEAD_DIM, D)
-        k = tl.load(K + row[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
-        k_sum += tl.sum(k.to(tl.float32), 0)
-        v = tl.load(V + row[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
-        v = v.to(tl.float32)
-        v_max = tl.maximum(v_max, tl.max(tl.abs(v), 0))
+        if OF_K:
+            k = tl.load(K + row[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
+            k_sum += tl.sum(k.to(tl.float32), 0)
+        if OF_V:
+            v = tl.load(V + row[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
+            v_max = tl.maximum(v_max, tl.max(tl.abs(v.to(tl.float32)), 0))
     out = (batch_head * chunks + chunk) * D + d
     tl.store(k_partial + out, k_sum)
     tl.store(v_partial + out, v_max)
@@ -225,8 +230,9 @@ def prepare(
     tiles = triton.cdiv(layout.key_blocks, rows)
     k_mean = v_scale = buffer(False, dtype=torch.float32)
     if low_qk or pv_bits == 8:
-        k_mean, v_max = _statistics(k, v, width, alignment)
-        v_scale = v_max.clamp_min_(1e-12).div_(FP8_MAX if fp8 else INT8_MAX)
+        every = statistics_step(tokens, pv_bits, fp8)
+        k_mean, v_max = _statistics(k, v, width, alignment, every, low_qk, pv_bits == 8)
+        v_scale = v_max.clamp_min_(1e-12).div_(FP8_V_MAX if fp8 else INT8_MAX)
     prepared = PreparedInputs(
         q8=buffer(low_qk, pairs, padded, width, dtype=torch.int8),
         q_scale=buffer(low_qk, pairs, padded, dtype=torch.float32),
@@ -279,14 +285,20 @@ def prepare(
     return prepared
 
 
-def _statistics(k: Tensor, v: Tensor, width: int, alignment: int) -> tuple[Tensor, Tensor]:
-    """Mean of K and largest magnitude of V per channel: float32 [B*H, width] each."""
+def _statistics(
+    k: Tensor, v: Tensor, width: int, alignment: int, every: int, of_k: bool, of_v: bool
+) -> tuple[Tensor, Tensor]:
+    """Mean of K and largest magnitude of V per channel: float32 [B*H, width] each.
+
+    Only every ``every``-th token is read. What is not asked for is 0.
+    """
     batch, heads, tokens, head_dim = k.shape
-    chunks = triton.cdiv(tokens, STATISTICS_ROWS)
+    sampled = triton.cdiv(tokens, every)
+    chunks = triton.cdiv(sampled, STATISTICS_ROWS)
     partial = torch.empty(2, batch * heads, chunks, width, dtype=torch.float32, device=k.device)
     statistics_kernel[(chunks, batch * heads)](
         k, v, partial[0], partial[1], *k.stride()[:3], *v.stride()[:3], tokens, heads, chunks,
         HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment, ROWS=STATISTICS_ROWS, STEP=64,
-        num_warps=4,
+        EVERY=every, OF_K=of_k, OF_V=of_v, num_warps=4,
     )  # fmt: skip
-    return partial[0].sum(1).div_(tokens), partial[1].amax(1)
+    return partial[0].sum(1).div_(sampled), partial[1].amax(1)

@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from attention_cases import CASES, HEAD_DIMS, JOINT, make_inputs, relative_error
 from paro_attention.kernels import BlockMask, sparse_attention
-from paro_attention.kernels.quantization import hadamard, hadamard_matrix
+from paro_attention.kernels.quantization import (
+    SAMPLED_FROM,
+    SAMPLING_STEP,
+    hadamard,
+    hadamard_matrix,
+    statistics_step,
+)
 
 
 def reference(inputs, **options):
@@ -269,3 +275,21 @@ def test_a_head_dim_that_the_kernels_do_not_serve_is_named(head_dim):
     with pytest.raises(RuntimeError, match=message):
         sparse_attention(*arguments, implementation="triton")
     assert torch.isfinite(sparse_attention(*arguments)).all()
+
+
+def test_an_outlier_that_the_sample_of_values_missed_is_not_cut_off():
+    tokens, outlier = SAMPLED_FROM, 5
+    assert outlier % SAMPLING_STEP
+    q, k, v = (torch.randn(1, 1, tokens, 64) for _ in range(3))
+    v[:, :, outlier] *= 12.0
+    k[:, :, outlier] *= 3.0
+    mask = BlockMask.from_dense(torch.ones(1, 128, 64, dtype=torch.bool), (64, 128), tokens)
+    got = sparse_attention(q, k, v, mask, qk_bits=8, pv_bits=8, pv8="fp8", tail=False)
+    assert relative_error(got, F.scaled_dot_product_attention(q, k, v)) < 0.045
+
+
+def test_statistics_are_sampled_only_where_the_format_has_room():
+    assert statistics_step(SAMPLED_FROM - 1, 8, True) == 1
+    assert statistics_step(SAMPLED_FROM, 8, True) == SAMPLING_STEP
+    assert statistics_step(SAMPLED_FROM, 8, False) == 1
+    assert statistics_step(SAMPLED_FROM, 16, False) == SAMPLING_STEP
