@@ -77,14 +77,19 @@ def deep() -> tuple[Any, Any]:
 
 
 def run(
-    pair: tuple[Any, Any], keys: list[str], order: str, fullgraph: bool = False, **options: Any
+    pair: tuple[Any, Any],
+    keys: list[str],
+    order: str,
+    fullgraph: bool = False,
+    name: str = "wan-t2v",
+    **options: Any,
 ) -> dict[str, Any]:
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
     model, plan = pytorch_attention(pair[0]), pair[1]
-    sample = sampler()
+    sample = sampler(name)
     expected = sample(load_paro(model, plan, **options), 3.0)
     uncompiled = last_run()
     graphs, seen = Graphs(), []
@@ -116,6 +121,12 @@ def blocks(count: int) -> list[str]:
 @scenario
 def compile_model() -> dict[str, Any]:
     return both_orders(planned(), ["diffusion_model"])
+
+
+@scenario
+def compile_joint_sequence() -> dict[str, Any]:
+    """Flux: two kinds of blocks, text in the sequence, and layout flags of its own."""
+    return both_orders(planned("flux"), ["diffusion_model"], name="flux", density=0.3)
 
 
 @scenario

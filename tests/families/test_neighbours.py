@@ -259,6 +259,12 @@ def test_compile_model(seen):
         compiled_well(seen[order], wrapped=True)
 
 
+def test_compile_joint_sequence(seen):
+    for order in ("after", "before"):
+        compiled_well(seen[order], wrapped=True)
+        every_call_is_ours(seen[order], layers=4, cross=0)
+
+
 def test_compile_blocks(seen):
     for order in ("after", "before"):
         compiled_well(seen[order])
