@@ -36,6 +36,7 @@ MAX_TOKENS = 1 << 22
 KEPT_PLANS = 2
 KEPT_ANSWERS_BYTES = 64 << 20
 _MAX_DIGITS = 6
+_MAX_TEXT = 1000
 
 
 class RefusedError(Exception):
@@ -101,7 +102,7 @@ class PlanPreviews:
         if order not in ("plan", "model"):
             raise RefusedError(400, "order must be plan or model")
         try:
-            dense = parse_layers(query.get("dense_layers", "")[:1000], plan.layers)
+            dense = parse_layers(_short(query, "dense_layers"), plan.layers)
         except ValueError as error:
             raise RefusedError(400, str(error)) from None
         key = (stamp, layer, band, order, dense)
@@ -207,6 +208,13 @@ def _index(query: Mapping[str, str], name: str, count: int) -> int:
     if not plain or int(text) >= count:
         raise RefusedError(400, f"{name} must be one of 0..{count - 1}")
     return int(text)
+
+
+def _short(query: Mapping[str, str], name: str) -> str:
+    text = query.get(name, "")
+    if len(text) > _MAX_TEXT:
+        raise RefusedError(400, f"{name} must have at most {_MAX_TEXT} characters")
+    return text
 
 
 def _packed(

@@ -127,7 +127,7 @@ export function drawCurve(canvas, width, height, curve) {
   const { context, ratio } = prepare(canvas, width, height);
   context.scale(ratio, ratio);
   const left = 30;
-  const [right, top, bottom] = [width - 10, 8, height - 26];
+  const [right, top, bottom] = [width - 10, 6, height - 18];
   const x = (density) => left + (right - left) * density;
   const y = (recall) => bottom - (bottom - top) * recall;
   context.font = "10px sans-serif";

@@ -10,7 +10,7 @@ import { PlanPicture } from "./paro_widget.js";
 const NODE = "ParoLoad";
 const CALIBRATE = "ParoCalibrate";
 const EXTENSION = ".safetensors";
-const MIN_HEIGHT = 500;
+const MIN_HEIGHT = 604;
 const MIN_WIDTH = 340;
 const FOLLOWED = ["plan", "density", "qk_bits", "pv_bits", "warmup", "dense_layers"];
 

@@ -20,7 +20,7 @@ const CSS = `
 .paro-toggles { display: flex; gap: 4px; }
 .paro-toggles button { flex: 1 1 auto; }
 .paro-body { display: flex; flex-direction: column; gap: 6px; flex: 1 1 auto; min-height: 0; }
-.paro-stage { flex: 1 1 auto; min-height: 200px; display: flex; align-items: center;
+.paro-stage { flex: 1 1 auto; min-height: 258px; display: flex; align-items: center;
   justify-content: center; overflow: hidden; }
 .paro-stage canvas { display: block; border-radius: 2px; cursor: pointer; }
 .paro-side { display: flex; flex-direction: column; gap: 6px; flex: 0 0 auto; min-width: 0; }

@@ -5,7 +5,7 @@ import { drawCurve, drawHead, drawOverview, overviewLayout } from "./paro_draw.j
 import { speedUp } from "./paro_speed.js";
 import { buildElements, percent } from "./paro_elements.js";
 
-const CURVE_HEIGHT = 104;
+const CURVE_HEIGHT = 92;
 
 /** Shows one plan; everything that comes from outside is handed to `show` and `setInputs`. */
 export class PlanPicture {
@@ -36,6 +36,7 @@ export class PlanPicture {
   }
 
   #observer;
+  #begun = false;
 
   /** Ends all drawing; the element may be removed. */
   dispose() {
@@ -73,6 +74,13 @@ export class PlanPicture {
   /** Another plan, or the same one written again.
    *  @param {object} plan as /paro/plan describes it */
   show(plan) {
+    if (!this.#begun) {
+      // The middle of the model and of the run: what most calls look like.
+      const middle = (count) => Math.floor(count / 2);
+      this.#chosen.layer = middle(plan.layers);
+      this.#chosen.band = middle(plan.band_edges.length + 1);
+      this.#begun = true;
+    }
     this.#plan = plan;
     const inside = (value, count) => Math.min(value, count - 1);
     this.#chosen.layer = inside(this.#chosen.layer, plan.layers);
@@ -123,6 +131,7 @@ export class PlanPicture {
       plan: this.#plan.plan, layer, band, order, dense_layers: this.#inputs.denseLayers,
     });
     this.#labels();
+    this.#model = null;
     try {
       const shown = await this.#source.layer(query(modelOrder ? "model" : "plan"));
       if (request !== this.#request) return;
@@ -160,7 +169,7 @@ export class PlanPicture {
     const side = this.#side();
     if (!layer || !this.#plan || side < 8 || !this.parts.visible()) return;
     this.#labels();
-    const { plan } = { plan: this.#plan };
+    const plan = this.#plan;
     const { density, warmup } = this.#inputs;
     const steps = sparseSteps(plan.schedule, plan.band_edges, warmup);
     const bands = bandDensities(density, plan.band_shares, steps);
@@ -168,12 +177,12 @@ export class PlanPicture {
     const head = Math.min(this.#chosen.head, layer.heads - 1);
     if (this.#chosen.overview) drawOverview(this.parts.map, side, layer, densities, head);
     else drawHead(this.parts.map, side, layer, head, densities[head]);
-    this.#describe(layer, head, densities);
+    this.#describe(layer, head, densities, bands[layer.band], steps[layer.band] === 0);
   }
 
-  #describe(layer, head, densities) {
-    const { plan, parts, chosen } = { plan: this.#plan, parts: this.parts, chosen: this.#chosen };
-    const grid = plan.recall_densities;
+  #describe(layer, head, densities, bandDensity, warm) {
+    const { parts } = this;
+    const grid = this.#plan.recall_densities;
     const curve = (values, index) => values.subarray(index * grid.length, (index + 1) * grid.length);
     const recallOf = (index) => interpolate(grid, curve(layer.recall, index), densities[index]);
     const recall = recallOf(head);
@@ -183,15 +192,19 @@ export class PlanPicture {
     const kept = percent(densities[head]);
     const dense = layer.budget.first_row === null;
     if (dense) parts.recall.textContent = "This layer runs dense: 100% of its attention";
-    else if (chosen.modelOrder) {
+    else if (this.#chosen.modelOrder) {
       const own = before ? percent(interpolate(grid, before, densities[head])) : "…";
       parts.recall.textContent = `Not reordered, ${kept} of the blocks would keep ${own}`;
     } else {
       parts.recall.textContent = `Keeps ${percent(recall)} of the attention in ${kept} of the blocks`;
     }
     const order = layer.orders[head] === "FHW" ? "FHW, the model's own" : layer.orders[head];
-    parts.note.textContent = `Head ${head}: order ${order}. Layer ${layer.layer} keeps ` +
-      `${percent(mean)} on average.${layer.every ? "" : " Every dot is one of many blocks."}`;
+    parts.note.textContent = `Head ${head}: order ${order}. Its layer keeps ${percent(mean)} on ` +
+      `average. Noise band ${layer.band + 1} ${warm ? "is all warm-up" : `runs at density ${
+        bandDensity.toFixed(2)}`}.`;
+    parts.map.title = layer.every
+      ? "Rows: blocks of queries, columns: blocks of keys. Click for all heads."
+      : "Rows: queries, columns: keys. Each dot is one of many blocks. Click for all heads.";
     parts.speed.textContent = this.#speedText();
     parts.map.setAttribute("aria-label", `${parts.steppers.layer.textContent}, ` +
       `${parts.steppers.head.textContent}: ${parts.recall.textContent}`);
