@@ -108,7 +108,7 @@ class ParoDemoModel(io.ComfyNode):
             category="PARO",
             description="A small trained video model that comes with this pack (Wan 2.1 "
             "architecture). It draws a textured object that moves over a background, so that every "
-            "PARO workflow can be tried in seconds without a download.",
+            "PARO workflow can be tried without a download, on a CPU too.",
             search_aliases=["paro", "demo", "test model", "tiny wan", "sparse attention"],
             inputs=[
                 io.String.Input(
