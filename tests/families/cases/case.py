@@ -60,22 +60,23 @@ class Case:
     exists: Callable[[], bool] = field(default=lambda: True)
 
 
-def tiny(model_class: str, config: dict[str, Any], seed: int = 0) -> Any:
+def tiny(model_class: str, config: dict[str, Any], seed: int = 0, gain: float = 1.0) -> Any:
     """A ModelPatcher around random weights of a class of `comfy.supported_models`.
 
     Args:
         model_class: name of the class.
         config: its `unet_config`, with small sizes.
         seed: of the weights.
+        gain: on all matrices; below 1 for models that would amplify a bfloat16's rounding.
     """
     import comfy.supported_models
 
     made = getattr(comfy.supported_models, model_class)(config)
     made.unet_config |= {key: config[key] for key in made.unet_extra_config if key in config}
-    return around(made, seed)
+    return around(made, seed, gain)
 
 
-def around(made: Any, seed: int = 0) -> Any:
+def around(made: Any, seed: int = 0, gain: float = 1.0) -> Any:
     """A ModelPatcher around random weights of an instance of such a class."""
     import comfy.model_management
     import comfy.model_patcher
@@ -86,7 +87,7 @@ def around(made: Any, seed: int = 0) -> Any:
     model = made.get_model({}, "", device=device)
     # Without a dtype: what the host keeps in float32 must stay so.
     model.diffusion_model.to(device)
-    randomize(model.diffusion_model, seed)
+    randomize(model.diffusion_model, seed, gain)
     return comfy.model_patcher.ModelPatcher(
         model, load_device=device, offload_device=torch.device("cpu")
     )
@@ -98,7 +99,7 @@ def accepted(parameters: Any, config: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key in known or key == "image_model"}
 
 
-def randomize(module: torch.nn.Module, seed: int) -> None:
+def randomize(module: torch.nn.Module, seed: int, gain: float = 1.0) -> None:
     """Weights whose activations neither vanish nor explode, the same on every machine."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -107,7 +108,7 @@ def randomize(module: torch.nn.Module, seed: int) -> None:
             if parameter.ndim < 2:
                 noise = 0.1 * noise + float("bias" not in name)
             else:
-                noise *= max(1, parameter[0].numel()) ** -0.5
+                noise *= gain * max(1, parameter[0].numel()) ** -0.5
             parameter.copy_(noise)
 
 

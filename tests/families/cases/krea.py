@@ -31,6 +31,16 @@ PID = PIXELDIT | {
 }  # fmt: skip
 
 
+def krea2():
+    """Krea 2's norms are stored as their distance from 1."""
+    model = tiny("Krea2", KREA2)
+    with torch.no_grad():
+        for name, parameter in model.model.diffusion_model.named_parameters():
+            if name.endswith("norm.scale"):
+                parameter -= 1.0
+    return model
+
+
 def krea(length: int, seed: int, **extras):
     return text(length, 96, seed, **extras)
 
@@ -56,7 +66,7 @@ CASES = [
         name="krea-2",
         family="Krea 2",
         model_class="Krea2",
-        build=lambda: tiny("Krea2", KREA2),
+        build=krea2,
         latent=lambda: torch.zeros(1, 16, 14, 18),
         positive=lambda: krea(7, 1),
         negative=lambda: krea(7, 2),
@@ -68,7 +78,7 @@ CASES = [
         name="krea-2-edit",
         family="Krea 2",
         model_class="Krea2",
-        build=lambda: tiny("Krea2", KREA2),
+        build=krea2,
         latent=lambda: torch.zeros(1, 16, 15, 18),
         positive=lambda: krea(
             7,

@@ -96,7 +96,7 @@ CASES = [
         name="z-image-pixel-space",
         family="Lumina 2 and Z-Image",
         model_class="ZImagePixelSpace",
-        build=lambda: tiny("ZImagePixelSpace", PIXELS),
+        build=lambda: tiny("ZImagePixelSpace", PIXELS, gain=0.5),
         latent=lambda: torch.zeros(1, 3, 28, 36),
         positive=lambda: prompt(40, 1),
         negative=lambda: prompt(5, 2),
