@@ -19,17 +19,12 @@ MODULE = ROOT / "web" / "js" / "paro_speed_table.js"
 def measured(report: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry per shape, block and bits: [density, time / dense time], ascending."""
     entries: dict[tuple[Any, ...], list[list[float]]] = {}
-    dense = {
-        (row["batch"], row["heads"], row["tokens"], row["head_dim"]): row["ms"]
-        for row in report["rows"]
-        if not row["ours"]
-    }
+    dense = {_shape(row): row["ms"] for row in report["rows"] if not row["ours"]}
     for row in report["rows"]:
-        shape = (row["batch"], row["heads"], row["tokens"], row["head_dim"])
         if not row["ours"] or not row["tail"] or not row["whole_call"]:
             continue
         key = (row["tokens"], row["head_dim"], *row["block"], row["qk_bits"], row["pv_bits"])
-        point = [round(row["density"], 4), round(row["ms"] / dense[shape], 4)]
+        point = [round(row["density"], 4), round(row["ms"] / dense[_shape(row)], 4)]
         entries.setdefault(key, []).append(point)
     names = ("tokens", "head_dim", "query_block", "key_block", "qk_bits", "pv_bits")
     return [
@@ -37,6 +32,11 @@ def measured(report: dict[str, Any]) -> list[dict[str, Any]]:
         for key, points in sorted(entries.items())
         if len(points) > 1
     ]
+
+
+def _shape(row: dict[str, Any]) -> tuple[int, ...]:
+    names = ("batch", "heads", "tokens", "extra_tokens", "head_dim")
+    return tuple(row.get(name, 0) for name in names)
 
 
 def module_text() -> str:

@@ -1,20 +1,23 @@
 // Drawing: heat maps with the mask over them, the overview of all heads, the curve.
 
-// Cividis (Nuñez, Anderton, Renslow 2018), made for all kinds of colour vision; ten of its colours.
-const CIVIDIS = [
-  [0, 34, 78], [18, 53, 112], [59, 73, 108], [87, 93, 109], [112, 113, 115],
-  [138, 134, 120], [165, 156, 116], [195, 179, 105], [225, 204, 85], [254, 232, 56],
+// Ten colours of viridis (Smith, van der Walt 2015): even steps of lightness for all kinds of colour
+// vision, and no grey, which stands for skipped blocks here.
+const VIRIDIS = [
+  [68, 1, 84], [72, 40, 120], [62, 74, 137], [49, 104, 142], [38, 130, 142],
+  [31, 158, 137], [53, 183, 121], [110, 206, 88], [181, 222, 43], [253, 231, 37],
 ];
 const OCTAVES_SHOWN = 9; // of attention, from the strongest block down
+/** Where the colours of blocks begin, lighter than any grey of skipped ones. */
+export const DARKEST = 0.2;
 const CODES_PER_OCTAVE = 16;
 const RANK_ONE = 65535;
 
 /** Colour of a share 0..1 of the colour map. */
 export function colour(share) {
-  const place = Math.min(Math.max(share, 0), 1) * (CIVIDIS.length - 1);
-  const low = Math.min(Math.floor(place), CIVIDIS.length - 2);
-  return CIVIDIS[low].map((value, i) => {
-    return Math.round(value + (CIVIDIS[low + 1][i] - value) * (place - low));
+  const place = Math.min(Math.max(share, 0), 1) * (VIRIDIS.length - 1);
+  const low = Math.min(Math.floor(place), VIRIDIS.length - 2);
+  return VIRIDIS[low].map((value, i) => {
+    return Math.round(value + (VIRIDIS[low + 1][i] - value) * (place - low));
   });
 }
 
@@ -23,7 +26,7 @@ const COMPUTED = new Uint32Array(256);
 const SKIPPED = new Uint32Array(256);
 for (let code = 0; code < 256; code++) {
   const share = 1 - Math.min(1, (255 - code) / CODES_PER_OCTAVE / OCTAVES_SHOWN);
-  const [r, g, b] = colour(0.15 + 0.85 * share);
+  const [r, g, b] = colour(DARKEST + (1 - DARKEST) * share);
   const grey = Math.round(22 + 42 * share);
   COMPUTED[code] = (255 << 24) | (b << 16) | (g << 8) | r; // canvases are little-endian RGBA
   SKIPPED[code] = (255 << 24) | (grey << 16) | (grey << 8) | grey;
@@ -154,14 +157,14 @@ export function drawCurve(canvas, width, height, curve) {
     context.setLineDash([]);
   }
   context.globalAlpha = 1;
-  context.strokeStyle = "#e1cc55";
+  context.strokeStyle = "#b5de2b";
   context.lineWidth = 2;
   segment(context, points(curve.measured));
   context.beginPath();
   context.arc(x(curve.density), y(curve.recall), 4, 0, 2 * Math.PI);
   context.fillStyle = "#fff";
   context.fill();
-  context.strokeStyle = "#00224e";
+  context.strokeStyle = "#31688e";
   context.stroke();
 }
 

@@ -1,6 +1,6 @@
 // The elements of the picture and their events.
 
-import { colour } from "./paro_draw.js";
+import { colour, DARKEST } from "./paro_draw.js";
 import { addStyle } from "./paro_style.js";
 
 /** "27%", with a decimal where it would round to 100. */
@@ -92,7 +92,7 @@ function buildSteppers(parent, step) {
 function buildLegend(parent) {
   const legend = make("div", "paro-legend", parent);
   make("span", "", legend, { textContent: "little" });
-  const stops = [0.15, 0.4, 0.6, 0.8, 1].map((share) => `rgb(${colour(share).join()})`);
+  const stops = [DARKEST, 0.4, 0.6, 0.8, 1].map((share) => `rgb(${colour(share).join()})`);
   const bar = make("i", "", legend);
   bar.style.cssText = `width: 60px; background: linear-gradient(90deg, ${stops.join()})`;
   make("span", "", legend, { textContent: "much attention" });

@@ -10,8 +10,8 @@ const CSS = `
   border: 1px solid var(--border-color, #4e4e4e); border-radius: 4px; padding: 2px 7px;
   min-height: 24px; cursor: pointer; white-space: nowrap; }
 .paro button:hover { filter: brightness(1.25); }
-.paro button:focus-visible, .paro canvas:focus-visible { outline: 2px solid #e1cc55; outline-offset: 1px; }
-.paro button[aria-pressed="true"] { background: #575d6d; border-color: #e1cc55; color: #fff; }
+.paro button:focus-visible, .paro canvas:focus-visible { outline: 2px solid #b5de2b; outline-offset: 1px; }
+.paro button[aria-pressed="true"] { background: #31688e; border-color: #b5de2b; color: #fff; }
 .paro-steppers { display: flex; gap: 4px; justify-content: space-between; }
 .paro-stepper { display: flex; flex: 1 1 0; align-items: center; justify-content: space-between;
   background: var(--comfy-input-bg, #222); border-radius: 4px; }

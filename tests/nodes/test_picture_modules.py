@@ -1,0 +1,164 @@
+"""The JavaScript of the picture against the Python that it follows, run by Node.js."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_plan import make_plan
+from paro_attention.calibration import PlanRuntime, RuntimeOptions
+from paro_attention.nodes.preview_budget import shared_budget
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SCRIPTS = ROOT / "web" / "js"
+DENSITIES = (0.05, 0.1, 0.17, 0.3, 0.42, 0.5, 0.77, 0.95, 1.0)
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory):
+    """Runs an expression that may use everything that a module exports."""
+    program = shutil.which("node")
+    if program is None:
+        pytest.skip("needs Node.js")
+    folder = tmp_path_factory.mktemp("js")
+    for script in SCRIPTS.glob("*.js"):
+        shutil.copy(script, folder)
+    (folder / "package.json").write_text('{"type": "module"}')
+
+    def run(module: str, expression: str, **values: Any) -> Any:
+        text = (
+            f"import * as m from './{module}';\n"
+            "const v = JSON.parse((await import('node:fs')).readFileSync(0, 'utf8'));\n"
+            f"console.log(JSON.stringify({expression}));\n"
+        )
+        (folder / "run.js").write_text(text)
+        done = subprocess.run(
+            [program, "run.js"], cwd=folder, input=json.dumps(values), capture_output=True,
+            text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.15, 0.5])
+@pytest.mark.parametrize("dense_layers", [(), (0, 3)])
+@pytest.mark.parametrize("equal", [False, True])
+def test_head_densities_are_those_of_the_run_time(node, warmup, dense_layers, equal):
+    plan = make_plan((4, 12, 16), 5, 7, (32, 32))
+    if equal:  # all heads alike: only the order of equal slopes decides
+        plan.error[:] = plan.error[0, 0, 0]
+    budgets = [shared_budget(plan, 2, band, dense_layers) for band in range(4)]
+    found = node(
+        "paro_budget.js",
+        """v.densities.map((density) => {
+          const steps = m.sparseSteps(v.schedule, v.edges, v.warmup);
+          const bands = m.bandDensities(density, v.shares, steps);
+          return v.budgets.map((budget, band) => [
+            bands[band], ...m.headDensities(budget, bands[band], v.heads)]);
+        })""",
+        densities=DENSITIES,
+        schedule=plan.schedule,
+        edges=plan.bands.edges,
+        shares=plan.shares,
+        warmup=warmup,
+        heads=plan.heads,
+        budgets=[
+            {"grid": b.grid, "pieces": b.pieces.tolist(), "first_row": b.first_row,
+             "rows": b.rows, "floor": b.floor, "least": b.least}
+            for b in budgets
+        ],
+    )  # fmt: skip
+    for density, told in zip(DENSITIES, found, strict=True):
+        options = RuntimeOptions(density=density, warmup=warmup, dense_layers=dense_layers)
+        runtime = PlanRuntime(plan, plan.grid, options, "cpu")
+        blocks = runtime.blocks[0] * runtime.blocks[1]
+        for band in range(4):
+            assert told[band][0] == pytest.approx(runtime.band_densities[band])
+            wanted = runtime._counts[band][2] / blocks
+            assert np.abs(np.array(told[band][1:]) - wanted).max() <= 1 / blocks
+
+
+def test_a_dense_layer_keeps_everything(node):
+    told = node("paro_budget.js", "[...m.headDensities({first_row: null}, 0.2, 3)]")
+    assert told == [1, 1, 1]
+
+
+def test_interpolates_from_the_origin(node):
+    told = node(
+        "paro_budget.js",
+        "[0, 0.1, 0.2, 0.3, 0.6, 1, 2].map((x) => m.interpolate([0.2, 0.4, 1], [0.5, 0.7, 1], x))",
+    )
+    assert told == pytest.approx([0, 0.25, 0.5, 0.6, 0.8, 1, 1])
+
+
+def test_speed_table_agrees_with_the_results():
+    path = ROOT / "benchmarks" / "speed_table.py"
+    spec = importlib.util.spec_from_file_location("paro_speed_table", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (SCRIPTS / "paro_speed_table.js").read_text() == module.module_text()
+
+
+def test_speed_is_what_was_measured(node):
+    report = json.loads((ROOT / "benchmarks" / "results" / "attention-h100.json").read_text())
+    rows = [
+        row for row in report["rows"]
+        if row["ours"] and row["tail"] and (row["qk_bits"], row["pv_bits"]) == (8, 8)
+    ]  # fmt: skip
+    wanted = [
+        {
+            "card": report["gpu"], "tokens": row["tokens"], "headDim": row["head_dim"],
+            "block": row["block"], "qkBits": 8, "pvBits": 8, "density": row["density"],
+        }
+        for row in rows
+    ]  # fmt: skip
+    told = node("paro_speed.js", "v.wanted.map(m.speedUp)", wanted=wanted)
+    assert len(told) > 20
+    for row, found in zip(rows, told, strict=True):
+        assert found["factor"] == pytest.approx(row["speed_up"], rel=2e-3)
+        assert found["tokens"] == row["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"card": "NVIDIA GeForce RTX 4090"},
+            "not measured on this card (NVIDIA GeForce RTX 4090)",
+        ),
+        ({"tokens": 2048}, "not measured at this size and these bits"),
+        ({"qkBits": 4}, "not measured at this size and these bits"),
+        ({"headDim": 96}, "not measured at this size and these bits"),
+        ({"block": [32, 32]}, "not measured at this size and these bits"),
+        ({"card": ""}, "no card known"),
+    ],
+)
+def test_no_speed_is_made_up(node, change, reason):
+    wanted = {
+        "card": "NVIDIA H100 80GB HBM3", "tokens": 75600, "headDim": 128, "block": [64, 128],
+        "qkBits": 8, "pvBits": 8, "density": 0.3,
+    }  # fmt: skip
+    assert "factor" in node("paro_speed.js", "m.speedUp(v)", **wanted)
+    assert node("paro_speed.js", "m.speedUp(v)", **(wanted | change)) == {"reason": reason}
+
+
+def test_card_names_are_taken_from_device_names(node):
+    names = ["cuda:0 NVIDIA H100 80GB HBM3 : cudaMallocAsync", "cuda:1 NVIDIA RTX A6000 : native",
+             "cpu", None]  # fmt: skip
+    told = node("paro_speed.js", "v.names.map(m.cardName)", names=names)
+    assert told == ["NVIDIA H100 80GB HBM3", "NVIDIA RTX A6000", "cpu", ""]
+
+
+def test_every_module_parses_and_the_modules_name_each_other(node):
+    for script in SCRIPTS.glob("*.js"):
+        if script.name != "paro_load.js":  # imports ComfyUI's own modules
+            assert node(script.name, "Object.keys(m).length > 0")
