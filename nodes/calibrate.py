@@ -200,6 +200,8 @@ class ParoCalibrate(io.ComfyNode):
             earlier_model=earlier_model,
             node_id=node_id,
             tell=lambda text: host_ui.tell(text, node_id),
+            labels=cls._labels(positive, prompts),
+            show_progress=lambda text: host_ui.show_text(text, node_id),
         )
         save_plan(result.plan, path)  # before anything else can go wrong
         picture = report_picture(result, density)
@@ -213,6 +215,12 @@ class ParoCalibrate(io.ComfyNode):
         last = {key: value for key, value in latent.items() if key != "noise_mask"}
         last["samples"] = result.latent
         return io.NodeOutput(result.plan, last, picture, file, ui=shown)
+
+    @staticmethod
+    def _labels(positive: Conditioning | None, prompts: str) -> list[str]:
+        """What to call the prompts of `_conditionings`, in their order."""
+        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+        return ["the connected prompt"] * (positive is not None) + lines
 
     @staticmethod
     def _conditionings(

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..calibration import ModelIdentity, NoiseBands, Plan, Recorder, TokenGrid
 from ..calibration.block_layout import default_block
 from . import attention_hook
+from .calibration_progress import CalibrationProgress
 from .conditioning import Conditioning, zero_negative
 from .model_identity import identify
 from .preview import MAX_SIDE, preview_picture
@@ -85,6 +86,8 @@ def calibrate(
     earlier_model: Any | None = None,
     node_id: str | None = None,
     tell: Callable[[str], None] = logger.info,
+    labels: list[str] | None = None,
+    show_progress: Callable[[str], None] = logger.debug,
 ) -> CalibrationResult:
     """Sample every prompt with dense attention and fit a plan to what was recorded.
 
@@ -98,6 +101,8 @@ def calibrate(
             the model itself where None.
         node_id: for the counters.
         tell: shows a line of text to the user.
+        labels: what to call each prompt; numbered where None.
+        show_progress: shows a line of text after every step.
 
     Returns:
         The plan and what belongs to it. Nothing is written.
@@ -139,18 +144,22 @@ def calibrate(
     first_stage = settings.start_step > 0
     steps_per_run = len(sigmas) + settings.start_step
     progress = comfy.utils.ProgressBar(runs * steps_per_run)
+    names = labels or [f"prompt {n + 1} of {len(prompts)}" for n in range(len(prompts))]
+    words = CalibrationProgress(steps_per_run, names)
     samples = image
     run = 0
     while run < runs:
         index = run % len(prompts)
-        tell(f"calibrating, run {run + 1} of {runs}")
-        place = (run * steps_per_run, runs * steps_per_run)
+        tell(words.line(run, runs, 0))
+        place = (run, runs)
 
         def show(step: int, x0: Tensor, _x: Tensor, _total: int, place: Any = place) -> None:
             check_interrupt()
             picture = _picture(clean, x0)
             preview = None if picture is None else ("JPEG", picture, MAX_SIDE)
-            progress.update_absolute(place[0] + step + 1, place[1], preview)
+            done = place[0] * steps_per_run + step + 1
+            progress.update_absolute(done, place[1] * steps_per_run, preview)
+            show_progress(words.line(place[0], place[1], step + 1))
 
         def show_second(step: int, x0: Tensor, x: Tensor, total: int, show: Any = show) -> None:
             show(step + settings.start_step, x0, x, total)
