@@ -1,0 +1,141 @@
+"""The picture in Load PARO, looked at and used in real ComfyUI pages."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_page import ComfyPage, demo_workflow
+
+pytestmark = [pytest.mark.browser, pytest.mark.comfy]
+DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
+SIZE, STEPS = 64, 3
+
+
+@pytest.fixture(scope="module", params=["classic", "nodes-2"])
+def canvas(request: pytest.FixtureRequest, browser: Any, host: Any) -> Iterator[ComfyPage]:
+    """The demo workflow, run once from the page."""
+    page = ComfyPage(browser, host.port, nodes2=request.param == "nodes-2")
+    if (
+        page.nodes2
+        and page.page.evaluate(
+            "() => app.extensionManager?.setting?.get?.('Comfy.VueNodes.Enabled')"
+        )
+        is not True
+    ):
+        page.close()
+        pytest.skip("this frontend has no Nodes 2.0")
+    page.load(demo_workflow(SIZE, STEPS))
+    page.show()
+    page.run()
+    page.page.wait_for_selector(".paro-map", state="visible", timeout=30_000)
+    page.page.wait_for_timeout(1000)
+    yield page
+    page.close()
+
+
+def test_shows_the_plan_that_calibration_wrote(canvas):
+    assert canvas.text("recall").startswith("Keeps ")
+    assert 0.05 < canvas.pixels()["coloured"] < 0.95
+    assert "not measured on this card" in canvas.page.locator(".paro").inner_text()
+
+
+def test_says_what_the_last_run_did(canvas):
+    status = canvas.text("status")
+    assert "attention calls sparse" in status
+    assert "reference on CPU" in status and "mean density" in status
+
+
+def test_mask_and_recall_follow_the_slider(canvas):
+    canvas.drag_density(0.5, 0.1)
+    low, few, said = canvas.density(), canvas.pixels(), canvas.text("recall")
+    delays = canvas.drag_density(0.1, 0.6)
+    high, many = canvas.density(), canvas.pixels()
+    assert high > low + 0.3
+    assert many["coloured"] > few["coloured"] + 0.1
+    assert canvas.text("recall") != said
+    assert len(delays) >= 4
+    assert statistics.median(delays) < 100, delays
+
+
+def test_switches_layer_head_and_noise_band(canvas):
+    seen = [canvas.pixels()["hash"]]
+    for label in ("next layer", "next head", "previous noise band"):
+        before = canvas.page.locator(".paro-steppers").inner_text()
+        canvas.press(label)
+        assert canvas.page.locator(".paro-steppers").inner_text() != before
+        seen.append(canvas.pixels()["hash"])
+    assert len(set(seen)) == len(seen)
+
+
+def test_keys_move_through_heads(canvas):
+    canvas.page.locator(".paro-map").focus()
+    before = canvas.page.locator(".paro-steppers").inner_text()
+    canvas.page.keyboard.press("ArrowRight")
+    canvas.page.wait_for_timeout(300)
+    assert canvas.page.locator(".paro-steppers").inner_text() != before
+    canvas.page.keyboard.press("ArrowLeft")
+    canvas.page.wait_for_timeout(300)
+    assert canvas.page.locator(".paro-steppers").inner_text() == before
+
+
+def test_shows_the_order_before_and_all_heads(canvas):
+    buttons = canvas.page.locator(".paro-toggles button")
+    after = canvas.pixels()["hash"]
+    buttons.nth(0).click()
+    canvas.page.wait_for_timeout(500)
+    assert canvas.text("recall").startswith("Not reordered, ")
+    assert canvas.pixels()["hash"] != after
+    buttons.nth(1).click()
+    canvas.page.wait_for_timeout(500)
+    assert canvas.pixels()["hash"] == after
+    buttons.nth(2).click()
+    canvas.page.wait_for_timeout(500)
+    assert canvas.pixels()["hash"] != after
+    box = canvas.page.locator(".paro-map").bounding_box()
+    canvas.page.mouse.click(box["x"] + box["width"] * 0.75, box["y"] + box["height"] * 0.25)
+    canvas.page.wait_for_timeout(500)
+    assert "Head 1/" in canvas.page.locator(".paro-steppers").inner_text()
+    assert buttons.nth(2).get_attribute("aria-pressed") == "false"
+
+
+def test_screenshots(canvas, host):
+    newest = host.checkout.name == "ComfyUI"
+    for scale in (1.0, 0.5):
+        canvas.show(scale)
+        box = canvas.page.locator(".paro").bounding_box()
+        assert box is not None and box["width"] > 250 * scale
+        overflow = canvas.page.evaluate(
+            """() => [...document.querySelectorAll(".paro, .paro-side, .paro-steppers")]
+                     .filter((e) => e.scrollWidth > e.clientWidth + 1
+                                 || e.scrollHeight > e.clientHeight + 1)
+                     .map((e) => [e.className, e.scrollHeight, e.clientHeight])"""
+        )
+        assert overflow == []
+        if newest:
+            mode = "nodes-2" if canvas.nodes2 else "classic"
+            canvas.page.screenshot(path=DOCS / f"load-paro-{mode}-{scale * 100:.0f}.png")
+    canvas.show()
+
+
+def test_saves_and_reloads_with_its_values(canvas):
+    before = canvas.saved()
+    canvas.open()
+    canvas.load(before)
+    after = canvas.saved()
+    load = [next(n for n in w["nodes"] if n["type"] == "ParoLoad") for w in (before, after)]
+    assert load[0]["widgets_values"] == load[1]["widgets_values"]
+    assert len([v for v in load[1]["widgets_values"] if v is not None]) == 8
+    assert load[0]["size"] == pytest.approx(load[1]["size"], abs=2)
+    canvas.page.wait_for_selector(".paro-map", state="visible", timeout=30_000)
+    assert canvas.text("status").startswith("Last run: ")
+    prompt = canvas.page.evaluate("async () => (await app.graphToPrompt()).output['3'].inputs")
+    assert "paro_picture" not in prompt
+    assert prompt["density"] == load[0]["widgets_values"][1]
+
+
+def test_no_error_from_our_files(canvas):
+    assert canvas.errors == []
