@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -57,3 +58,36 @@ def test_sections_without_results_are_empty_and_unknown_ones_refused(tmp_path):
     assert tables.filled(text, tmp_path) == "a\n<!-- figures:demo -->\n<!-- /figures -->\nb\n"
     with pytest.raises(ValueError, match="figures must be one of"):
         tables.filled(text.replace("demo", "speed"), tmp_path)
+
+
+def _sentences() -> str:
+    """Every text in the code of the pack, f-strings with their values left out."""
+    found = []
+    for folder in ("nodes", "kernels", "calibration"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    parts = [p.value for p in node.values if isinstance(p, ast.Constant)]
+                    found.append("\0".join(map(str, parts)))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+    return "\n".join(found)
+
+
+def test_troubleshooting_is_keyed_by_what_the_code_says():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = text.split("## Troubleshooting")[1].split("\n## ")[0]
+    keys = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    assert len(keys) > 10
+    said = _sentences().replace("models/\0", "models/paro")  # the folder's name is a constant
+    for key in keys:
+        # Numbers, names and the prefixes that are put before a reason stand for values.
+        pieces = re.split(r"\bN\b|…|\b\d{2,}\b|^runs dense: |^dense: ", key)
+        for piece in (p.strip(" ,'") for p in pieces):
+            assert piece in said, f"nothing in the code says {piece!r} of {key!r}"
+
+
+def test_every_template_is_in_the_quick_start():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in (ROOT / "example_workflows").glob("*.json"):
+        assert f"(example_workflows/{path.name})" in text, path.name
