@@ -194,12 +194,12 @@ class ParoLoad(io.ComfyNode):
             host_ui.tell(f"runs dense: {reason}", node_id, logging.WARNING)
             return io.NodeOutput(attention_hook.uninstall(model))
         if paro_plan is not None:
-            chosen, name = paro_plan, "the connected plan"
+            chosen, name, file = paro_plan, "the connected plan", ""
         elif plan == NO_FILE:
             raise ValueError("plan is none: connect paro_plan, or pick a plan file, or auto")
         else:
             path = matching_plan(model) if plan == AUTO else plan_folder.plan_path(plan)
-            chosen, name = load_plan(path), path.name
+            chosen, name, file = load_plan(path), path.name, plan_folder.relative_name(path)
         identity = identify(model)
         for warning in check_plan(chosen, identity):
             host_ui.tell(warning, node_id, logging.WARNING)
@@ -216,6 +216,7 @@ class ParoLoad(io.ComfyNode):
             min_tokens=min_tokens,
             on_unsupported=on_unsupported,
             node_id=node_id,
+            plan_name=file,
             tell=lambda text, level: host_ui.tell(text, node_id, level),
         )
         logger.info("PARO: %s on %s, density %.2f", name, identity.description, density)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import stat
 import struct
 from collections import OrderedDict
@@ -131,7 +132,10 @@ def served_path(name: str) -> Path:
     Raises:
         RefusedError: not in the list, not a file inside models/paro, or too large.
     """
-    if name not in plan_folder.plan_names():
+    names = plan_folder.plan_names()
+    if name not in names:
+        name = name.replace("/", os.sep)  # as Calibrate PARO and /paro/stats write it
+    if name not in names:
         raise RefusedError(404, f"there is no such plan in models/{plan_folder.FOLDER}")
     try:
         path = plan_folder.plan_path(name).resolve(strict=True)

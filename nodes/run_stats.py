@@ -26,6 +26,7 @@ class RunStats:
         other: calls that are not visual self-attention.
         density_sum: sum of the executed density of the handled calls.
         kernel: what executed them.
+        plan: name of the plan file that was followed, empty where there was none.
     """
 
     node: str
@@ -37,6 +38,7 @@ class RunStats:
     density_sum: float = 0.0
     kernel: str = ""
     details: str = ""
+    plan: str = ""
 
     def count_dense(self, reason: str) -> None:
         """Count a call that ran the host's own attention."""
@@ -83,5 +85,6 @@ class RunStats:
                 "mean_density": self.mean_density,
                 "kernel": self.kernel,
                 "details": self.details,
+                "plan": self.plan,
             }
         )

@@ -39,6 +39,7 @@ class SparseSession:
         min_tokens: grids with fewer visual tokens run dense.
         on_unsupported: "dense" or "error", for what the kernels cannot serve.
         node_id: for the counters.
+        plan_name: the plan's file, for the counters.
         tell: (text, logging level) -> shows a line of text to the user.
     """
 
@@ -50,6 +51,7 @@ class SparseSession:
         min_tokens: int,
         on_unsupported: str,
         node_id: str | None = None,
+        plan_name: str = "",
         tell: Callable[[str, int], None] = lambda text, level: logger.log(level, "PARO: %s", text),
     ):
         self._plan = plan
@@ -58,6 +60,7 @@ class SparseSession:
         self._min_tokens = min_tokens
         self._on_unsupported = on_unsupported
         self._node_id = node_id
+        self._plan_name = plan_name
         self._runtimes: OrderedDict[tuple[Any, ...], PlanRuntime] = OrderedDict()
         self._tell = tell
         self._handled: Counter[tuple[tuple[Any, ...], int, float]] = Counter()
@@ -161,7 +164,7 @@ class SparseSession:
             logger.info("PARO: runs dense: %s", reason)
 
     def _new_stats(self) -> RunStats:
-        return RunStats(node=str(self._node_id), kind="load")
+        return RunStats(node=str(self._node_id), kind="load", plan=self._plan_name)
 
     def _runtime(self, call: VisualCall) -> tuple[tuple[Any, ...], PlanRuntime]:
         key = (call.grid, call.q.device, self._options.warmup)

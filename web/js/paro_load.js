@@ -9,6 +9,7 @@ import { PlanPicture } from "./paro_widget.js";
 
 const NODE = "ParoLoad";
 const CALIBRATE = "ParoCalibrate";
+const AUTO = "auto";
 const EXTENSION = ".safetensors";
 const MIN_HEIGHT = 604;
 const MIN_WIDTH = 340;
@@ -24,6 +25,7 @@ class LoadPicture {
   #picture = new PlanPicture(source);
   #asked = 0;
   #wanted = "";
+  #followed = ""; // the plan that auto took in the last run
 
   constructor(node) {
     this.#node = node;
@@ -87,6 +89,12 @@ class LoadPicture {
   async reloadStatus() {
     const run = await source.lastRun(this.#node.id).catch(() => undefined);
     this.#picture.setStatus(run ? statusText(run) : "");
+    if (!run) return;
+    dropTextPreview(this.#node, `${run.handled} of ${run.calls} attention calls`);
+    const followed = this.#widget("plan")?.value === AUTO ? run.plan : "";
+    if (followed === this.#followed) return;
+    this.#followed = followed;
+    this.update();
   }
 
   #widget(name) {
@@ -125,9 +133,10 @@ class LoadPicture {
     if (plan === "none" || !plan) {
       return { text: "No plan. Choose one in plan, or connect paro_plan." };
     }
+    if (plan === AUTO && this.#followed) return { plan: this.#followed };
     return {
       plan,
-      missing: plan === "auto"
+      missing: plan === AUTO
         ? "There is no plan yet. Run Calibrate PARO on your model once."
         : `There is no plan file ${plan} in models/paro. Refresh with R, or calibrate.`,
     };
@@ -188,6 +197,17 @@ function chain(node, name, after) {
     after();
     return result;
   };
+}
+
+/** Takes away the host's own line of text where the picture says the same. */
+function dropTextPreview(node, start) {
+  const index = node.widgets.findIndex((widget) => {
+    return widget.name === "$$node-text-preview" && String(widget.value ?? "").startsWith(start);
+  });
+  if (index < 0) return;
+  node.widgets[index].onRemove?.();
+  node.widgets.splice(index, 1);
+  node.setDirtyCanvas?.(true, true);
 }
 
 /** Makes room for the picture in nodes that were saved without it. */

@@ -10,5 +10,14 @@ export function statusText(run) {
   if (dense) parts.push(`${dense} dense (${reasons.map(([why, n]) => `${n} ${why}`).join(", ")})`);
   if (!run.failed) parts.push(`mean density ${run.mean_density.toFixed(2)}`);
   if (run.kernel) parts.push(run.kernel);
+  parts.push(...warnings(run));
   return `${run.failed ? "Last run, stopped" : "Last run"}: ${parts.join(" · ")}`;
+}
+
+function warnings({ kernel, details }) {
+  const found = [];
+  const [, grid, made] = /grid (\S+), calibrated on ([^:\s]+):/.exec(details ?? "") ?? [];
+  if (grid) found.push(`plan of ${made} tokens used on ${grid}`);
+  if (/\b4 bits/.test(kernel ?? "")) found.push("4 bits run on 8-bit units, not faster than 8");
+  return found;
 }
