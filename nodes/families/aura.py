@@ -14,7 +14,7 @@ def _modules(model: Any) -> list[nn.Module]:
 
 
 def _shape(model: Any) -> tuple[int, int]:
-    attention = _modules(model)[0]
+    attention: Any = _modules(model)[0]
     return int(attention.n_heads), int(attention.head_dim)
 
 
