@@ -106,6 +106,8 @@ def test_screenshots(canvas, host):
     newest = host.checkout.name == "ComfyUI"
     for scale in (1.0, 0.5):
         canvas.show(scale)
+        canvas.page.mouse.move(740, 985)  # away from what has a tooltip
+        canvas.page.wait_for_timeout(500)
         box = canvas.page.locator(".paro").bounding_box()
         assert box is not None and box["width"] > 250 * scale
         overflow = canvas.page.evaluate(

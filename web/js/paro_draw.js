@@ -78,9 +78,12 @@ export function prepare(canvas, width, height) {
   return { context, ratio };
 }
 
-/** One head over the whole canvas; blocks are a whole number of pixels where there is room. */
+/** One head over the whole canvas; small blocks are a whole number of pixels, so that all are alike. */
 export function drawHead(canvas, side, layer, head, density) {
-  const whole = (blocks) => (side >= blocks ? Math.floor(side / blocks) * blocks : side);
+  const whole = (blocks) => {
+    const pixels = side / blocks;
+    return pixels >= 1 && pixels < 2.5 ? Math.floor(pixels) * blocks : side;
+  };
   const [width, height] = [whole(layer.columns), whole(layer.rows)];
   const { context } = prepare(canvas, width, height);
   const image = headPixels(layer, head, density);
@@ -101,8 +104,8 @@ export function drawOverview(canvas, side, layer, densities, chosen) {
   for (let head = 0; head < layer.heads; head++) {
     const x = (head % columns) * cell;
     const y = Math.floor(head / columns) * cell;
-    const image = headPixels(layer, head, densities[head], Math.max(8, (cell - 2 * gap) * ratio));
     const size = (cell - 2 * gap) * ratio;
+    const image = headPixels(layer, head, densities[head], Math.max(8, Math.round(1.5 * size)));
     paint(context, image, (x + gap) * ratio, (y + gap) * ratio, size, size);
     if (cell >= 36) label(context, String(head), (x + gap) * ratio, (y + gap) * ratio, ratio);
   }

@@ -24,6 +24,7 @@ class LoadPicture {
   #node;
   #picture = new PlanPicture(source);
   #asked = 0;
+  #later = 0;
   #wanted = "";
   #followed = ""; // the plan that auto took in the last run
 
@@ -36,6 +37,10 @@ class LoadPicture {
       getMinHeight: () => MIN_HEIGHT,
     });
     widget.serialize = false;
+    this.#picture.element.addEventListener("wheel", (event) => {
+      // Nodes 2.0 hands it on by itself.
+      if (!globalThis.LiteGraph?.vueNodesMode) app.canvas.processMouseWheel?.(event);
+    });
     for (const name of FOLLOWED) this.#follow(this.#widget(name));
     this.#picture.setCard(card);
   }
@@ -49,6 +54,7 @@ class LoadPicture {
   }
 
   dispose() {
+    clearTimeout(this.#later);
     this.#picture.dispose();
   }
 
@@ -62,6 +68,12 @@ class LoadPicture {
       pvBits: Number(value("pv_bits") ?? 8),
       denseLayers: String(value("dense_layers") ?? "").trim(),
     });
+    // Later: while a workflow is loaded, the other widgets and links have yet to come.
+    clearTimeout(this.#later);
+    this.#later = setTimeout(() => this.#updatePlan());
+  }
+
+  #updatePlan() {
     const { plan, text } = this.#planName();
     const wanted = JSON.stringify([plan, text]);
     if (wanted === this.#wanted) return;
