@@ -158,6 +158,53 @@ def test_card_names_are_taken_from_device_names(node):
     assert told == ["NVIDIA H100 80GB HBM3", "NVIDIA RTX A6000", "cpu", ""]
 
 
+RUN = {
+    "forwards": 6, "calls": 24, "handled": 20, "dense": {"dense layer": 1, "warm-up": 3},
+    "mean_density": 0.4321, "kernel": "QK 8 bits, PV 8 bits, Triton", "failed": False,
+    "details": "grid 8x16x16; blocks 64x64",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            {},
+            "Last run: 20 of 24 attention calls sparse · 4 dense (3 warm-up, 1 dense layer) · "
+            "mean density 0.43 · QK 8 bits, PV 8 bits, Triton",
+        ),
+        (
+            {"dense": {}, "failed": True, "kernel": ""},
+            "Last run, stopped: 20 of 24 attention calls sparse",
+        ),
+        ({"calls": 0}, "Last run: no visual attention call in 6 forwards."),
+        (
+            {"dense": {}, "kernel": "QK 4 bits, PV 8 bits, Triton", "details":
+             "grid 21x45x80, calibrated on 13x30x52: profiles evaluated with offsets kept"},
+            "Last run: 20 of 24 attention calls sparse · mean density 0.43 · "
+            "QK 4 bits, PV 8 bits, Triton · plan of 13x30x52 tokens used on 21x45x80 · "
+            "4 bits run on 8-bit units, not faster than 8",
+        ),
+    ],
+)  # fmt: skip
+def test_says_what_a_run_did(node, change, text):
+    assert node("paro_status.js", "m.statusText(v)", **(RUN | change)) == text
+
+
+def test_finds_the_last_run_of_a_node(node):
+    runs = [
+        {"kind": "load", "node": "3", "n": 0}, {"kind": "load", "node": "7:5", "n": 1},
+        {"kind": "calibrate", "node": "3", "n": 2}, {"kind": "load", "node": "3", "n": 3},
+        {"kind": "load", "node": "13", "n": 4},
+    ]  # fmt: skip
+    expression = """await (async () => {
+      const answer = { ok: true, json: async () => v.runs };
+      const source = new m.PlanSource(async () => answer);
+      return Promise.all([3, 5, 13, 4].map(async (id) => (await source.lastRun(id))?.n ?? null));
+    })()"""
+    assert node("paro_data.js", expression, runs=runs) == [3, 1, 4, None]
+
+
 def test_every_module_parses_and_the_modules_name_each_other(node):
     for script in SCRIPTS.glob("*.js"):
         if script.name != "paro_load.js":  # imports ComfyUI's own modules

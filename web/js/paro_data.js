@@ -68,7 +68,10 @@ export class PlanSource {
   /** What the last sampling run through a node did, undefined where there was none. */
   async lastRun(nodeId) {
     const runs = await (await this.#get("/paro/stats", {})).json();
-    return runs.filter((run) => run.kind === "load" && run.node === String(nodeId)).pop();
+    const loads = runs.filter((run) => run.kind === "load").reverse();
+    const inSubgraph = `:${nodeId}`; // there, the server puts the subgraph's id before
+    return loads.find((run) => run.node === String(nodeId)) ??
+      loads.find((run) => run.node.endsWith(inSubgraph));
   }
 
   async #get(route, query) {

@@ -160,7 +160,7 @@ export function drawCurve(canvas, width, height, curve) {
     context.setLineDash([]);
   }
   context.globalAlpha = 1;
-  context.strokeStyle = "#b5de2b";
+  context.strokeStyle = "#35b779";
   context.lineWidth = 2;
   segment(context, points(curve.measured));
   context.beginPath();

@@ -189,11 +189,12 @@ export class PlanPicture {
     let mean = 0;
     for (let index = 0; index < layer.heads; index++) mean += recallOf(index) / layer.heads;
     const before = this.#model && curve(this.#model.predicted, head);
+    const unordered = before ? interpolate(grid, before, densities[head]) : 0;
     const kept = percent(densities[head]);
     const dense = layer.budget.first_row === null;
     if (dense) parts.recall.textContent = "This layer runs dense: 100% of its attention";
     else if (this.#chosen.modelOrder) {
-      const own = before ? percent(interpolate(grid, before, densities[head])) : "…";
+      const own = before ? percent(unordered) : "…";
       parts.recall.textContent = `Not reordered, ${kept} of the blocks would keep ${own}`;
     } else {
       parts.recall.textContent = `Keeps ${percent(recall)} of the attention in ${kept} of the blocks`;
@@ -213,7 +214,7 @@ export class PlanPicture {
       measured: curve(layer.recall, head),
       predicted: layer.orders[head] === "FHW" ? undefined : before,
       density: densities[head],
-      recall,
+      recall: this.#chosen.modelOrder && before ? unordered : recall,
       colour: getComputedStyle(parts.root).color,
     });
   }
