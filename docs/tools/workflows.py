@@ -75,9 +75,11 @@ def _calibrate(graph: Graph, column: int, name: str, **values: Any) -> Node:
 
 
 def _load(graph: Graph, column: int, model: Any, calibrate: Node, **values: Any) -> Node:
+    # The page makes the node as high as its live picture needs.
     return graph.add(
-        "ParoLoad", column, model=model, paro_plan=calibrate["paro_plan"], extra_height=30, **values
-    )
+        "ParoLoad", column, model=model, paro_plan=calibrate["paro_plan"], box=340,
+        extra_height=600, **values,
+    )  # fmt: skip
 
 
 def _finish(graph: Graph, column: int, samples: Any, vae: Any, fps: float, prefix: str) -> None:
@@ -97,8 +99,7 @@ def _finish(graph: Graph, column: int, samples: Any, vae: Any, fps: float, prefi
 def _frames(graph: Graph) -> None:
     graph.group("1  Model and prompt", 0, 1)
     graph.group("2  Calibrate, once", 2)
-    graph.group("3  Sample with PARO", 3)
-    graph.group("4  Result", 4)
+    graph.group("3  Sample with PARO", 3, 4)
 
 
 def _one_model(
@@ -123,7 +124,7 @@ def _one_model(
     )  # fmt: skip
     load = _load(graph, 3, model, calibrate)
     sampled = graph.add(
-        "KSampler", 3, model=load["model"], latent_image=empty["LATENT"], **sampling, **conditions
+        "KSampler", 4, model=load["model"], latent_image=empty["LATENT"], **sampling, **conditions
     )
     _finish(graph, 4, sampled["LATENT"], vae, fps, f"paro/{name}")
     _frames(graph)
@@ -255,7 +256,7 @@ def ltxv(info: dict[str, Any]) -> Graph:
     )  # fmt: skip
     load = _load(graph, 3, shifted["MODEL"], calibrate)
     sampled = graph.add(
-        "KSampler", 3, model=load["model"], latent_image=empty["LATENT"], **sampling, **conditions
+        "KSampler", 4, model=load["model"], latent_image=empty["LATENT"], **sampling, **conditions
     )
     _finish(graph, 4, sampled["LATENT"], file["VAE"], 25.0, "paro/ltxv-2b")
     _frames(graph)
