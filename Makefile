@@ -2,6 +2,7 @@
 # make demo    set-up and the demo: out/demo/index.html and out/demo/report.json
 # make bench   attention timings on a GPU: out/bench/attention.json
 # make support models served, on every ComfyUI found: docs/support.json and the README's table
+# make compile-report   the kernels' machine code for every architecture, without a GPU
 # make lint    ruff and pyright only
 #
 # Variables:
@@ -42,7 +43,7 @@ TORCH_STAMP = $(VENV)/.paro-torch
 DEMO_STAMP = $(VENV)/.paro-demo
 TEST_STAMP = $(VENV)/.paro-test
 
-.PHONY: help test demo bench support lint format readme clean
+.PHONY: help test demo bench compile-report support lint format readme clean
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
@@ -88,6 +89,9 @@ demo: $(DEMO_STAMP)
 
 bench: $(DEMO_STAMP)
 	$(PY) benchmarks/attention.py $(BENCH_ARGS)
+
+compile-report: $(TEST_STAMP)
+	$(PY) benchmarks/compile_report.py
 
 support: $(TEST_STAMP)
 	$(PY) tests/families/support.py
