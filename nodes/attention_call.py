@@ -153,22 +153,9 @@ class HostCall:
     @property
     def is_self_attention(self) -> bool:
         """Whether q, k and v are as many tokens; heads of keys and values may be shared."""
-        q_shape, k_shape, v_shape = (self._shape(x) for x in (self.q, self.k, self.v))
-        if q_shape == k_shape == v_shape:
-            return True
-        if not self.enable_gqa or k_shape != v_shape or len(q_shape) != len(k_shape):
-            return False
-        if not self.skip_reshape and k_shape[2] % (q_shape[2] // self.heads):
-            return False
-        q, k, _ = self.heads_first()
-        alike = (q.shape[0], *q.shape[2:]) == (k.shape[0], *k.shape[2:])
-        return alike and q.shape[1] % k.shape[1] == 0
-
-    def _shape(self, x: Tensor) -> tuple[int, ...]:
-        """Shape as passed, but for heads that are apart already: SD3's values are [B, S, H, D]."""
-        if self.skip_reshape or x.ndim != 4:
-            return tuple(x.shape)
-        return (x.shape[0], x.shape[1], x.shape[2] * x.shape[3])
+        return is_self_attention(
+            self.q, self.k, self.v, self.heads, self.skip_reshape, self.enable_gqa
+        )
 
     def restore(self, out: Tensor) -> Tensor:
         """[B, H, S, D] -> the layout that the host asked for."""
@@ -181,6 +168,31 @@ class HostCall:
     def tokens(self) -> int:
         """S."""
         return self.q.shape[2] if self.skip_reshape else self.q.shape[1]
+
+
+def is_self_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, skip_reshape: bool, enable_gqa: bool
+) -> bool:
+    """`HostCall.is_self_attention` of arguments, in terms that torch.compile can follow."""
+    if skip_reshape:
+        shapes = [tuple(x.shape) for x in (q, k, v)]
+    else:
+        # Heads may be apart already: SD3's values are [B, S, H, D].
+        widths = [x.shape[2] * x.shape[3] if x.ndim == 4 else x.shape[2] for x in (q, k, v)]
+        dim = widths[0] // heads
+        if any(width % dim for width in widths):
+            return False
+        shapes = [
+            (x.shape[0], width // dim, x.shape[1], dim)
+            for x, width in zip((q, k, v), widths, strict=True)
+        ]
+    of_q, of_k, of_v = shapes
+    if of_k != of_v:
+        return False
+    if of_q == of_k:
+        return True
+    alike = (of_q[0], *of_q[2:]) == (of_k[0], *of_k[2:])
+    return enable_gqa and alike and of_q[1] % of_k[1] == 0
 
 
 def classify(

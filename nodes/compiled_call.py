@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .attention_call import STATE_KEY, ForwardState, ModuleLayers
+from .attention_call import STATE_KEY, ForwardState, ModuleLayers, is_self_attention
 
 logger = logging.getLogger("paro_attention")
 
@@ -49,11 +49,13 @@ class StaleGraphs:
     Attributes:
         armed: the next forward is the first of a run.
         asked: an attention call has reached our override since.
+        in_vain: new graphs asked nothing either, so that no more are made.
     """
 
-    __slots__ = ("armed", "asked")
+    __slots__ = ("armed", "asked", "in_vain")
 
     def __init__(self) -> None:
+        self.in_vain = False
         self.arm()
 
     def arm(self) -> None:
@@ -69,12 +71,15 @@ class StaleGraphs:
             if (
                 not armed
                 or self.asked
+                or self.in_vain
                 or not _is_compiled(executor.class_obj, (*args, *kwargs.values()))
             ):
                 return result
             logger.info("PARO: the model was compiled without it and is compiled again")
             torch.compiler.reset()
-            return executor(*args, **kwargs)
+            result = executor(*args, **kwargs)
+            self.in_vain = not self.asked
+            return result
 
         return watching
 
@@ -98,14 +103,16 @@ def traced_call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor |
     q, k, v, heads, *rest = args if len(args) > 3 else (*args, kwargs.get("heads"))
     options = kwargs.get("transformer_options")
     state = None if options is None else options.get(STATE_KEY)
-    if state is None or state.module is None or not q.shape == k.shape == v.shape:
+    if state is None or state.module is None:
         return None
-    if kwargs.get("enable_gqa") or not kwargs.get("low_precision_attention", True):
-        return None
-    if kwargs.get("scale") is not None:
+    if not kwargs.get("low_precision_attention", True) or kwargs.get("scale") is not None:
         return None
     flags = dict(zip(("mask", "precision", "skip_reshape", "skip_output"), rest, strict=False))
     if flags.get("precision", kwargs.get("attn_precision")) is not None:
+        return None
+    skip_reshape = bool(flags.get("skip_reshape", kwargs.get("skip_reshape", False)))
+    enable_gqa = bool(kwargs.get("enable_gqa", False))
+    if not is_self_attention(q, k, v, heads, skip_reshape, enable_gqa):
         return None
     return visual_attention(
         q,
@@ -114,8 +121,9 @@ def traced_call(func: Callable, args: tuple, kwargs: dict[str, Any]) -> Tensor |
         flags.get("mask", kwargs.get("mask")),
         state.module.tensor,
         heads,
-        bool(flags.get("skip_reshape", kwargs.get("skip_reshape", False))),
+        skip_reshape,
         bool(flags.get("skip_output", kwargs.get("skip_output_reshape", False))),
+        enable_gqa,
         func.__name__,
     )
 
@@ -130,16 +138,19 @@ def visual_attention(
     heads: int,
     skip_reshape: bool,
     skip_output_reshape: bool,
+    enable_gqa: bool,
     function: str,
 ) -> Tensor:
     """A call of ComfyUI's `optimized_attention` from a self-attention module.
 
     Args:
-        q, k, v: as the host has them, [B, S, H * D], or [B, H, S, D] with `skip_reshape`.
+        q, k, v: as the host has them, [B, S, H * D] or [B, S, H, D], or [B, H, S, D] with
+            `skip_reshape`.
         mask: as the host has it.
         layers: int64 [n], `ModuleLayers.tensor` of the module.
         heads: H.
         skip_reshape, skip_output_reshape: the host's layout flags.
+        enable_gqa: k and v may have fewer heads than q.
         function: name of the host's backend in `comfy.ldm.modules.attention`.
 
     Returns:
@@ -151,6 +162,8 @@ def visual_attention(
         "skip_output_reshape": skip_output_reshape,
         "_inside_attn_wrapper": True,
     }
+    if enable_gqa:  # not every host knows it
+        arguments["enable_gqa"] = True
     forward = getattr(_running, "forward", None)
     if forward is None:  # the node is gone, and the host kept the graph
         return _backend(function)(q, k, v, heads, **arguments).contiguous()
@@ -175,12 +188,14 @@ def _(
     heads: int,
     skip_reshape: bool,
     skip_output_reshape: bool,
+    enable_gqa: bool,
     function: str,
 ) -> Tensor:
     if skip_reshape:
         batch, _, tokens, dim = q.shape
     else:
-        batch, tokens, dim = q.shape[0], q.shape[1], q.shape[2] // heads
+        width = q.shape[2] * q.shape[3] if q.ndim == 4 else q.shape[2]
+        batch, tokens, dim = q.shape[0], q.shape[1], width // heads
     if skip_output_reshape:
         return q.new_empty(batch, heads, tokens, dim)
     return q.new_empty(batch, tokens, heads * dim)

@@ -130,6 +130,18 @@ def compile_joint_sequence() -> dict[str, Any]:
 
 
 @scenario
+def compile_heads_apart() -> dict[str, Any]:
+    """SD3.5 medium: values whose heads are apart, and two calls of a block."""
+    return both_orders(planned("sd3.5-medium"), ["diffusion_model"], name="sd3.5-medium")
+
+
+@scenario
+def compile_shared_heads() -> dict[str, Any]:
+    """OmniGen 2: two heads of queries share one of keys and values."""
+    return both_orders(planned("omnigen-2"), ["diffusion_model"], name="omnigen-2")
+
+
+@scenario
 def compile_blocks() -> dict[str, Any]:
     return both_orders(deep(), blocks(DEPTH), fullgraph=True)
 

@@ -265,6 +265,18 @@ def test_compile_joint_sequence(seen):
         every_call_is_ours(seen[order], layers=4, cross=0)
 
 
+def test_compile_heads_apart(seen):
+    for order in ("after", "before"):
+        compiled_well(seen[order], wrapped=True)
+        every_call_is_ours(seen[order], layers=5, cross=0)
+
+
+def test_compile_shared_heads(seen):
+    for order in ("after", "before"):
+        compiled_well(seen[order], wrapped=True)
+        every_call_is_ours(seen[order], cross=0)
+
+
 def test_compile_blocks(seen):
     for order in ("after", "before"):
         compiled_well(seen[order])
