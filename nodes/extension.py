@@ -9,6 +9,7 @@ from .calibrate import ParoCalibrate
 from .compare import ParoCompare
 from .demo_model import ParoDemoModel
 from .load import ParoLoad
+from .probe import ParoProbe
 from .report import ParoReport
 from .run_stats import recent_runs
 
@@ -21,7 +22,7 @@ class ParoExtension(ComfyExtension):
         _add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ParoCalibrate, ParoLoad, ParoReport, ParoCompare, ParoDemoModel]
+        return [ParoCalibrate, ParoLoad, ParoReport, ParoProbe, ParoCompare, ParoDemoModel]
 
 
 def _add_routes() -> None:

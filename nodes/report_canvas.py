@@ -27,6 +27,9 @@ _COLOURS = np.array(
 DECADES = 3
 """A heat map shows this many powers of ten below its brightest block."""
 
+ROW, BAR = 26, 106
+"""Height of a table's row, width of a bar in it."""
+
 Colour = tuple[int, int, int]
 Points = Sequence[float] | np.ndarray
 
@@ -111,6 +114,18 @@ def colour_scale(picture: Image.Image, draw: ImageDraw.ImageDraw, x: int, y: int
     x += int(draw.textlength(label, font(15))) + 10
     picture.paste(Image.fromarray(ramp), (x, y))
     draw.text((x + 230, y - 2), f"much (each block; 1 : {10**DECADES:,})", SOFT, font(15))
+
+
+def bar(
+    draw: ImageDraw.ImageDraw, x: int, y: int, share: float, text: str, colour: Colour,
+    width: int = BAR,
+) -> None:  # fmt: skip
+    """A table's cell: a bar of a share in 0..1 with its value written on it."""
+    draw.rectangle((x, y + 4, x + width, y + ROW - 5), fill=FAINT if share > 1 else PAPER)
+    filled = min(max(share, 0.0), 1.0) * width
+    draw.rectangle((x, y + 4, x + filled, y + ROW - 5), fill=colour)
+    draw.line((x, y + 4, x, y + ROW - 5), SERIES[0])
+    draw.text((x + 7, y + ROW // 2), text, INK, font(15), anchor="lm")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,15 +7,15 @@ from PIL import ImageDraw
 
 from .report_canvas import (
     ACCENT,
-    FAINT,
+    BAR,
     INK,
     LINE,
     MARGIN,
-    PAPER,
-    SERIES,
+    ROW,
     SOFT,
     Colour,
     as_batch,
+    bar,
     font,
     head_lines,
     new_picture,
@@ -23,14 +23,13 @@ from .report_canvas import (
 from .report_data import LayerRow, Report
 
 ROWS_PER_COLUMN = 30
-_ROW, _WIDTH, _GAP = 26, 800, 40
+_WIDTH, _GAP = 800, 40
 # Where each column starts, and its name; numbers are drawn as bars with the value on them.
 _LAYER, _ORDERS, _DENSITY, _RECALL, _WORST, _ERROR = 0, 60, 300, 420, 540, 680
 _NAMES = (
     (_LAYER, "layer"), (_ORDERS, "orders (heads)"), (_DENSITY, "density"), (_RECALL, "recall"),
     (_WORST, "least recall"), (_ERROR, "output error"),
 )  # fmt: skip
-_BAR = 106
 _PALE: dict[str, Colour] = {
     "density": (226, 226, 222), "recall": (196, 218, 236), "error": (246, 205, 175)
 }  # fmt: skip
@@ -47,7 +46,7 @@ def draw_table(report: Report) -> np.ndarray:
     rows = -(-count // columns)
     width = max(2 * MARGIN + columns * (_WIDTH + _GAP) - _GAP, 1040)
     top = 60 + 24 * 3 + 20
-    picture, draw = new_picture(width, top + (rows + 1) * _ROW + MARGIN + 16)
+    picture, draw = new_picture(width, top + (rows + 1) * ROW + MARGIN + 16)
     head_lines(
         draw,
         f"All {count} layers at density {report.density:.2f}",
@@ -64,9 +63,9 @@ def draw_table(report: Report) -> np.ndarray:
         left = MARGIN + column * (_WIDTH + _GAP)
         for x, name in _NAMES:
             draw.text((left + x, top), name, SOFT, font(15))
-        draw.line((left, top + _ROW - 4, left + _WIDTH, top + _ROW - 4), LINE)
+        draw.line((left, top + ROW - 4, left + _WIDTH, top + ROW - 4), LINE)
         for place, row in enumerate(report.layers[column * rows : (column + 1) * rows]):
-            y = top + (place + 1) * _ROW
+            y = top + (place + 1) * ROW
             _draw_row(draw, left, y, row, row in weakest, top_error)
     return as_batch(picture)
 
@@ -75,17 +74,17 @@ def _draw_row(
     draw: ImageDraw.ImageDraw, left: int, y: int, row: LayerRow, weak: bool, top_error: float
 ) -> None:
     if row.layer % 2:
-        draw.rectangle((left, y, left + _WIDTH, y + _ROW - 1), fill=(244, 244, 241))
-    middle = y + _ROW // 2
+        draw.rectangle((left, y, left + _WIDTH, y + ROW - 1), fill=(244, 244, 241))
+    middle = y + ROW // 2
     draw.text((left + 34, middle), str(row.layer), INK, font(16), anchor="rm")
     if weak:
         draw.ellipse((left + 40, middle - 5, left + 50, middle + 5), fill=ACCENT)
     _orders(draw, left + _ORDERS, middle, row)
-    _bar(draw, left + _DENSITY, y, row.density, f"{row.density:.2f}", _PALE["density"])
-    _bar(draw, left + _RECALL, y, row.recall, f"{row.recall:.1%}", _PALE["recall"])
+    bar(draw, left + _DENSITY, y, row.density, f"{row.density:.2f}", _PALE["density"])
+    bar(draw, left + _RECALL, y, row.recall, f"{row.recall:.1%}", _PALE["recall"])
     head, least = row.worst
-    _bar(draw, left + _WORST, y, least, f"{least:.1%}  h{head}", _PALE["recall"], _BAR + 14)
-    _bar(draw, left + _ERROR, y, row.error / top_error, f"{row.error:.3f}", _PALE["error"])
+    bar(draw, left + _WORST, y, least, f"{least:.1%}  h{head}", _PALE["recall"], BAR + 14)
+    bar(draw, left + _ERROR, y, row.error / top_error, f"{row.error:.3f}", _PALE["error"])
 
 
 def _orders(draw: ImageDraw.ImageDraw, x: int, middle: int, row: LayerRow) -> None:
@@ -98,14 +97,3 @@ def _orders(draw: ImageDraw.ImageDraw, x: int, middle: int, row: LayerRow) -> No
         shown -= 1
         text = ", ".join(parts[:shown]) + f", +{len(parts) - shown}"
     draw.text((x, middle), text, INK, font(15), anchor="lm")
-
-
-def _bar(
-    draw: ImageDraw.ImageDraw, x: int, y: int, share: float, text: str, colour: Colour,
-    width: int = _BAR,
-) -> None:  # fmt: skip
-    draw.rectangle((x, y + 4, x + width, y + _ROW - 5), fill=FAINT if share > 1 else PAPER)
-    filled = min(max(share, 0.0), 1.0) * width
-    draw.rectangle((x, y + 4, x + filled, y + _ROW - 5), fill=colour)
-    draw.line((x, y + 4, x, y + _ROW - 5), SERIES[0])
-    draw.text((x + 7, y + _ROW // 2), text, INK, font(15), anchor="lm")

@@ -69,6 +69,18 @@ class SparseSession:
         self._announced: set[str] = set()
         self._stats: RunStats | None = None
 
+    def copy(self) -> SparseSession:
+        """The same plan and settings at work apart from this session, telling nobody."""
+        return SparseSession(
+            self._plan,
+            self._asked,
+            min_tokens=self._min_tokens,
+            on_unsupported=self._on_unsupported,
+            node_id=self._node_id,
+            plan_name=self._plan_name,
+            tell=lambda text, level: logger.debug("PARO: %s", text),
+        )
+
     def begin_run(self, sigmas: list[float], model: Any) -> None:
         """Start counting, and read off the schedule how much of it is warm-up."""
         self._stats = self._new_stats()
