@@ -13,21 +13,16 @@ from comfy_page import ComfyPage, demo_workflow
 pytestmark = [pytest.mark.browser, pytest.mark.comfy]
 DOCS = Path(__file__).resolve().parent.parent.parent / "docs"
 SIZE, STEPS = 64, 3
+NODES_2 = (1, 33)
 
 
 @pytest.fixture(scope="module", params=["classic", "nodes-2"])
 def canvas(request: pytest.FixtureRequest, browser: Any, host: Any) -> Iterator[ComfyPage]:
     """The demo workflow, run once from the page."""
     page = ComfyPage(browser, host.port, nodes2=request.param == "nodes-2")
-    if (
-        page.nodes2
-        and page.page.evaluate(
-            "() => app.extensionManager?.setting?.get?.('Comfy.VueNodes.Enabled')"
-        )
-        is not True
-    ):
+    if page.nodes2 and page.frontend() < NODES_2:
         page.close()
-        pytest.skip("this frontend has no Nodes 2.0")
+        pytest.skip("before Nodes 2.0: this frontend's first Vue nodes show no DOM widgets")
     page.load(demo_workflow(SIZE, STEPS))
     page.show()
     page.run()
@@ -55,7 +50,7 @@ def test_mask_and_recall_follow_the_slider(canvas):
     delays = canvas.drag_density(0.1, 0.6)
     high, many = canvas.density(), canvas.pixels()
     assert high > low + 0.3
-    assert many["coloured"] > few["coloured"] + 0.1
+    assert many["coloured"] > 1.5 * few["coloured"]
     assert canvas.text("recall") != said
     assert len(delays) >= 4
     assert statistics.median(delays) < 100, delays
@@ -106,6 +101,7 @@ def test_screenshots(canvas, host):
     newest = host.checkout.name == "ComfyUI"
     for scale in (1.0, 0.5):
         canvas.show(scale)
+        assert "attention calls sparse in" not in canvas.page.inner_text("body")  # said once
         canvas.page.mouse.move(740, 985)  # away from what has a tooltip
         canvas.page.wait_for_timeout(500)
         box = canvas.page.locator(".paro").bounding_box()
@@ -134,7 +130,9 @@ def test_saves_and_reloads_with_its_values(canvas):
     assert load[0]["size"] == pytest.approx(load[1]["size"], abs=2)
     canvas.page.wait_for_selector(".paro-map", state="visible", timeout=30_000)
     assert canvas.text("status").startswith("Last run: ")
-    prompt = canvas.page.evaluate("async () => (await app.graphToPrompt()).output['3'].inputs")
+    prompt = canvas.page.evaluate(
+        "async (id) => (await app.graphToPrompt()).output[id].inputs", canvas.node_id()
+    )
     assert "paro_picture" not in prompt
     assert prompt["density"] == load[0]["widgets_values"][1]
 

@@ -80,6 +80,11 @@ class ComfyPage:
         self.page.wait_for_timeout(1000)
         self.page.keyboard.press("Escape")
 
+    def frontend(self) -> tuple[int, ...]:
+        """The frontend's version; empty where it does not say."""
+        version = self.page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__ ?? ''")
+        return tuple(int(part) for part in version.split("-")[0].split(".") if part.isdigit())
+
     def load(self, workflow: dict[str, Any]) -> None:
         """Open a workflow."""
         self.page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
@@ -114,6 +119,12 @@ class ComfyPage:
     def pixels(self, canvas: str = "map") -> dict[str, float]:
         """Share of the coloured pixels of a canvas of the picture, and a hash of all."""
         return self.page.evaluate(_PIXELS, f".paro-{canvas}")
+
+    def node_id(self) -> str:
+        """The id of Load PARO."""
+        return self.page.evaluate(
+            '() => String(app.graph._nodes.find((n) => n.type === "ParoLoad").id)'
+        )
 
     def density(self) -> float:
         """The slider's value."""
@@ -153,7 +164,8 @@ class ComfyPage:
     def _slider(self) -> tuple[float, float, float, float]:
         if not self.nodes2:
             return tuple(self.page.evaluate(_SLIDER))
-        box = self.page.locator('[data-node-id="3"] [role="slider"]').first.locator("xpath=..")
+        node = f'[data-node-id="{self.node_id()}"]'
+        box = self.page.locator(f'{node} [role="slider"]').first.locator("xpath=..")
         found = box.bounding_box()
         assert found is not None
         y = found["y"] + found["height"] / 2
