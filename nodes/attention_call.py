@@ -45,13 +45,17 @@ class ForwardState:
         sigma: noise level.
         conditional_rows: batch entries of the positive prompt; None if not known.
         key_masks: masks that only hide keys hide none of the grid's.
+        patched: other nodes may have changed the masks, so that this must be looked up.
         module: layers of the self-attention module that is running; None outside one.
         calls: how many of its calls have been made.
         answered: a call was declined and is on its way down the chain of overrides, where there
             may be one of ours again: neighbours put themselves in front of it at every step.
     """
 
-    __slots__ = ("answered", "calls", "conditional_rows", "key_masks", "layout", "module", "sigma")
+    __slots__ = (
+        "answered", "calls", "conditional_rows", "key_masks", "layout", "module", "patched",
+        "sigma",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -59,11 +63,13 @@ class ForwardState:
         sigma: float,
         conditional_rows: tuple[int, ...] | None,
         key_masks: bool = True,
+        patched: bool = False,
     ):
         self.layout = layout
         self.sigma = sigma
         self.conditional_rows = conditional_rows
         self.key_masks = key_masks
+        self.patched = patched
         self.module: ModuleLayers | None = None
         self.calls = 0
         self.answered = False
@@ -233,6 +239,9 @@ def classify(
         key_bias = _key_bias(call.mask, q.shape[0], q.shape[2])
         if key_bias is None or not state.key_masks:
             return "attention mask"
+        # Waits for the device, but only in a forward that other nodes reach into.
+        if state.patched and bool(key_bias.narrow(1, first, state.layout.tokens).any()):
+            return "attention mask over the picture"
     reason = cannot_serve(q.device, q.dtype, q.shape[3])
     if reason is not None:
         return reason

@@ -187,7 +187,9 @@ def _make_forward_wrapper(
         batch = forward.x[0].shape[0] if isinstance(forward.x, list) else forward.x.shape[0]
         rows = _conditional_rows(options.get("cond_or_uncond"), batch)
         layout = family.read(getattr(model, "_orig_mod", model), forward)
-        options[STATE_KEY] = ForwardState(layout, sigma, rows, family.key_masks)
+        options[STATE_KEY] = ForwardState(
+            layout, sigma, rows, family.key_masks, _may_change_masks(options)
+        )
         override = options.get(OVERRIDE_KEY)
         if getattr(override, "paro_handler", None) is not handler:
             override = options[OVERRIDE_KEY] = _make_override(handler, override, stale)
@@ -216,6 +218,11 @@ def _make_run_wrapper(handler: AttentionHandler, stale: StaleGraphs) -> Callable
             handler.end_run(failed)
 
     return run_wrapper
+
+
+def _may_change_masks(options: dict[str, Any]) -> bool:
+    """Whether other nodes hand arguments to blocks or to attention, its mask among them."""
+    return bool(options.get("patches", {}).get("attn1_patch") or options.get("patches_replace", {}))
 
 
 def _conditional_rows(cond_or_uncond: list[int] | None, batch: int) -> tuple[int, ...] | None:

@@ -66,6 +66,8 @@ def misplaced(case: Any, model: Any) -> list[str]:
     if plain is None:
         return ["no visual call"]
     found: list[str] = []
+    if plain.key_bias is not None and plain.key_bias[:, plain.first :][:, : plain.tokens].any():
+        found.append("the mask hides tokens of the grid, which the kernels would not")
     _, height, width = plain.grid
     for side in SIDES:
         changed = noise * 1.0
