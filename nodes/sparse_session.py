@@ -21,10 +21,10 @@ logger = logging.getLogger("paro_attention")
 KEPT_RUNTIMES = 3
 """Grids and devices whose masks are kept; context windows use several in one run."""
 CONTINUED_BELOW = 0.97
-# A kernel that fails in this many layers fails in all: no further warnings and attempts.
-FAILURES_TO_GIVE_UP = 3
 """A run that starts below this share of sigma_max continues an earlier one (Wan 2.2's second
 expert, a partial denoise): the picture is laid out already, so that it needs no warm-up."""
+# A kernel that fails in this many layers fails in all: no further warnings and attempts.
+FAILURES_TO_GIVE_UP = 3
 
 _WANTED = {CROSS_ATTENTION, "warm-up", "dense layer"}
 _compiled: set[tuple[Any, ...]] = set()
