@@ -148,18 +148,21 @@ def calibrate(
     words = CalibrationProgress(steps_per_run, names)
     samples = image
     run = 0
+
+    def planned_runs() -> int:
+        return runs if handler.recorder is None else handler.recorder.runs_needed
+
     while run < runs:
         index = run % len(prompts)
         tell(words.line(run, runs, 0))
-        place = (run, runs)
 
-        def show(step: int, x0: Tensor, _x: Tensor, _total: int, place: Any = place) -> None:
+        def show(step: int, x0: Tensor, _x: Tensor, _total: int, run: int = run) -> None:
             check_interrupt()
             picture = _picture(clean, x0)
             preview = None if picture is None else ("JPEG", picture, MAX_SIDE)
-            done = place[0] * steps_per_run + step + 1
-            progress.update_absolute(done, place[1] * steps_per_run, preview)
-            show_progress(words.line(place[0], place[1], step + 1))
+            done = run * steps_per_run + step + 1
+            progress.update_absolute(done, planned_runs() * steps_per_run, preview)
+            show_progress(words.line(run, planned_runs(), step + 1))
 
         def show_second(step: int, x0: Tensor, x: Tensor, total: int, show: Any = show) -> None:
             show(step + settings.start_step, x0, x, total)

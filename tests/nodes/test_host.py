@@ -229,7 +229,7 @@ def test_calibration_shows_progress_text_and_previews(host):
             break
     socket.close()
     assert host.wait(prompt).error is None
-    assert any("run 1 of 1, grid 2x16x16" in text for text in texts), texts
+    assert any(f"run 1 of 1, step {STEPS} of {STEPS}" in text for text in texts), texts
     assert any("wrote watched.safetensors" in text for text in texts), texts
     assert progress[-1] == (STEPS, STEPS)
     assert len(pictures) >= STEPS
