@@ -44,7 +44,7 @@ class MadeUpDiT(nn.Module):
         self, x: Tensor, timesteps: Tensor, context: Tensor, transformer_options: Any, **_: Any
     ) -> Tensor:
         tokens = self.embed(x.flatten(2).transpose(1, 2)) + timesteps.view(-1, 1, 1).to(x)
-        tokens = torch.cat([context, tokens], dim=1)
+        tokens = torch.cat([context[..., :DIM], tokens], dim=1)
         for block in self.blocks:
             tokens = block(tokens, transformer_options)
         out = self.last(tokens[:, context.shape[1] :])

@@ -66,25 +66,18 @@ class Override:
         return (model,)
 
 class OtherDiT:
-    """A diffusion transformer of a family that is not served."""
+    """A diffusion transformer that this pack has not heard of."""
     @classmethod
     def INPUT_TYPES(cls):
         return {"required": {}}
     RETURN_TYPES, FUNCTION, CATEGORY = ("MODEL",), "make", "test"
 
     def make(self):
-        import comfy.model_management, comfy.model_patcher, comfy.supported_models
-        config = comfy.supported_models.LTXV({
-            "image_model": "ltxv", "num_layers": 2, "attention_head_dim": 32,
-            "num_attention_heads": 2, "cross_attention_dim": 64, "caption_channels": 4096})
-        config.set_inference_dtype(torch.float32, None)
-        torch.manual_seed(0)
-        model = config.get_model({}, "", device="cpu")
-        model.diffusion_model.to(torch.float32)
-        for parameter in model.diffusion_model.parameters():
-            torch.nn.init.normal_(parameter, std=0.05)
-        cpu = torch.device("cpu")
-        return (comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu),)
+        import sys
+        sys.path.append(FAMILIES)
+        from cases.case import around
+        from unknown_model import MadeUp
+        return (around(MadeUp(MadeUp.unet_config)),)
 
 class Latent:
     @classmethod
@@ -99,7 +92,7 @@ class Latent:
 NODE_CLASS_MAPPINGS = {
     "TestConditioning": Conditioning, "TestOverride": Override, "TestOtherDiT": OtherDiT,
     "TestLatent": Latent}
-'''.replace("ROWS", str(CONTEXT_ROWS))
+'''.replace("ROWS", str(CONTEXT_ROWS)).replace("FAMILIES", repr(str(ROOT / "tests" / "families")))
 
 
 def wan_weights(

@@ -322,14 +322,18 @@ def test_image_to_video(host):
     assert relative(host.latent(run), expected) > 1e-3
 
 
-def test_a_reference_frame_beside_the_grid_runs_dense(planned):
+def test_a_reference_frame_beside_the_grid_stays_dense_and_the_grid_is_sparse(planned):
     plain, reference = base("fun"), base("fun", reference=True)
     assert planned.run(calibration(plain, "fun")).error is None
     expected = planned.latent(planned.run(reference))
-    run = planned.run(with_paro(reference, "fun", density=0.3))
+    run = planned.run(with_paro(reference, "fun"))
     (stats,) = run.stats
-    assert stats["dense"] == {"other tokens beside the visual ones": 2 * stats["forwards"]}
-    assert torch.equal(planned.latent(run), expected)
+    assert stats["dense"] == {}
+    assert stats["handled"] == 2 * stats["forwards"]
+    assert relative(planned.latent(run), expected) < 1e-3
+    sparse = planned.run(with_paro(reference, "fun", density=0.3))
+    assert sparse.stats[0]["handled"] == 2 * sparse.stats[0]["forwards"]
+    assert relative(planned.latent(sparse), expected) > 1e-3
     assert not torch.equal(expected, planned.latent(planned.run(plain)))
 
 
@@ -388,14 +392,15 @@ def test_wan22_with_48_channels(host):
 def test_other_transformers_run_dense_with_one_line(planned):
     graph = base("t2v")
     graph["unet"] = node("TestOtherDiT")
-    graph["latent"] = node("TestLatent", channels=128, frames=4, height=8, width=8)
+    graph["latent"] = node("TestLatent", channels=4, frames=4, height=8, width=8)
     expected = planned.latent(planned.run(graph))
     run = planned.run(with_paro(graph, "t2v", on_unsupported="dense"))
     assert torch.equal(planned.latent(run), expected)
-    assert planned.log_text().count("LTXVModel is not served yet") == 1
+    unknown = "MadeUpDiT is a model that PARO does not know"
+    assert planned.log_text().count(unknown) == 1
     run = planned.run(with_paro(graph, "t2v", on_unsupported="error"))
-    assert "LTXVModel is not served yet" in run.message
-    assert "does not serve LTXVModel" in planned.run(calibration(graph, "ltxv")).message
+    assert unknown in run.message
+    assert unknown in planned.run(calibration(graph, "other")).message
 
 
 def test_compare(planned, dense):
