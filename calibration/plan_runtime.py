@@ -59,6 +59,7 @@ class PlanRuntime:
         self._masks = MaskStore(self.device)
         self._sparse_layers = [n for n in range(plan.layers) if n not in set(options.dense_layers)]
         self._counts: tuple[np.ndarray, ...] = ()
+        self._mean_recall: float | None = None
         self.band_densities: tuple[float, ...] = ()
         self._warm_above = math.inf
         self._warm_steps = 0
@@ -90,6 +91,7 @@ class PlanRuntime:
         self.band_densities = densities
         if not unchanged:
             self._counts = counts
+            self._mean_recall = None
             self._masks.clear()
 
     def end_run(self) -> None:
@@ -177,14 +179,25 @@ class PlanRuntime:
     def predicted_recall(self, layer: int, sigma: float) -> Tensor:
         """float32 [H]: recall that calibration measured at each head's density."""
         self._check_layer(layer)
-        band = self.plan.bands.band_of(sigma)
+        return torch.from_numpy(self._recall(layer, self.plan.bands.band_of(sigma)))
+
+    def mean_recall(self) -> float:
+        """Mean predicted recall over heads, sparse layers and noise bands; 1 where all is dense."""
+        if self._mean_recall is None:
+            bands = range(self.plan.bands.count)
+            recalls = [self._recall(layer, n) for layer in self._sparse_layers for n in bands]
+            self._mean_recall = float(np.mean(recalls)) if recalls else 1.0
+        return self._mean_recall
+
+    def _recall(self, layer: int, band: int) -> np.ndarray:
+        """float32 [H]."""
         curves = self.plan.recall_profile[layer, band].numpy()
         densities = self._counts[band][layer] / (self.blocks[0] * self.blocks[1])
         grid = (0.0, *RECALL_DENSITIES)
         recall = [
             np.interp(d, grid, (0.0, *curve)) for d, curve in zip(densities, curves, strict=True)
         ]
-        return torch.tensor(recall, dtype=torch.float32)
+        return np.array(recall, dtype=np.float32)
 
     def head_densities(self, band: int) -> np.ndarray:
         """float64 [L, H]: density that every head is given at a noise band; dense layers have 1."""
@@ -205,7 +218,8 @@ class PlanRuntime:
         )
         return (
             f"{grid}; blocks {size}; density {self.options.density:g} as {bands} over the noise "
-            f"bands, {self._budget_in_words()}; {self._warm_steps} of {self._steps} steps dense "
+            f"bands, {self._budget_in_words()}, keeps {self.mean_recall():.0%} of the attention by "
+            f"calibration; {self._warm_steps} of {self._steps} steps dense "
             f"first{dense}; {len(plan.orders)} orders; {self.options.qk_bits}/"
             f"{self.options.pv_bits} bits, tail {'on' if self.options.tail else 'off'}"
         )

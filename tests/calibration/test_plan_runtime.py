@@ -103,6 +103,9 @@ def test_recall_orders_and_description(plan):
     run = runtime(plan, density=0.3)
     recall = run.predicted_recall(0, SIGMA)
     assert recall.shape == (3,) and bool((recall > 0.2).all() and (recall <= 1).all())
+    assert runtime(plan, density=0.1).mean_recall() < run.mean_recall() < 1
+    assert runtime(plan, density=1.0).mean_recall() == pytest.approx(1, abs=1e-3)
+    assert f"keeps {run.mean_recall():.0%} of the attention" in run.describe()
     assert run.orders(1) == plan.order_names(1)
     assert run.permutations().shape == (len(plan.orders), plan.grid.tokens)
     assert "one budget for all heads by error" in run.describe()

@@ -185,6 +185,15 @@ RUN = {
             "QK 4 bits, PV 8 bits, Triton · plan of 13x30x52 tokens used on 21x45x80 · "
             "4 bits run on 8-bit units, not faster than 8",
         ),
+        (
+            {"dense": {}, "kernel": "", "details": "density 0.1, keeps 58% of the attention by"},
+            "Last run: 20 of 24 attention calls sparse · mean density 0.43 · "
+            "only 58 % of the attention kept: raise density",
+        ),
+        (
+            {"dense": {}, "kernel": "", "details": "density 0.3, keeps 79% of the attention by"},
+            "Last run: 20 of 24 attention calls sparse · mean density 0.43",
+        ),
     ],
 )  # fmt: skip
 def test_says_what_a_run_did(node, change, text):

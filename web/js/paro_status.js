@@ -1,5 +1,8 @@
 // The last run in one line, from an entry of /paro/stats (nodes/run_stats.py).
 
+// Percent. The demo model keeps 79 at density 0.3, and at 0.1, with 58, loses the picture.
+const LOW_RECALL = 60;
+
 /** @param {{forwards: number, calls: number, handled: number, dense: Object<string, number>,
  *           mean_density: number, kernel: string, failed: boolean}} run */
 export function statusText(run) {
@@ -19,5 +22,7 @@ function warnings({ kernel, details }) {
   const [, grid, made] = /grid (\S+), calibrated on ([^:\s]+):/.exec(details ?? "") ?? [];
   if (grid) found.push(`plan of ${made} tokens used on ${grid}`);
   if (/\b4 bits/.test(kernel ?? "")) found.push("4 bits run on 8-bit units, not faster than 8");
+  const [, kept] = /keeps (\d+)% of the attention/.exec(details ?? "") ?? [];
+  if (kept && kept < LOW_RECALL) found.push(`only ${kept} % of the attention kept: raise density`);
   return found;
 }
