@@ -179,18 +179,18 @@ class PlanRuntime:
     def predicted_recall(self, layer: int, sigma: float) -> Tensor:
         """float32 [H]: recall that calibration measured at each head's density."""
         self._check_layer(layer)
-        return torch.from_numpy(self._recall(layer, self.plan.bands.band_of(sigma)))
+        return torch.from_numpy(self.band_recall(layer, self.plan.bands.band_of(sigma)))
 
     def mean_recall(self) -> float:
         """Mean predicted recall over heads, sparse layers and noise bands; 1 where all is dense."""
         if self._mean_recall is None:
             bands = range(self.plan.bands.count)
-            recalls = [self._recall(layer, n) for layer in self._sparse_layers for n in bands]
+            recalls = [self.band_recall(layer, n) for layer in self._sparse_layers for n in bands]
             self._mean_recall = float(np.mean(recalls)) if recalls else 1.0
         return self._mean_recall
 
-    def _recall(self, layer: int, band: int) -> np.ndarray:
-        """float32 [H]."""
+    def band_recall(self, layer: int, band: int) -> np.ndarray:
+        """float32 [H]: `predicted_recall` of a noise band."""
         curves = self.plan.recall_profile[layer, band].numpy()
         densities = self._counts[band][layer] / (self.blocks[0] * self.blocks[1])
         grid = (0.0, *RECALL_DENSITIES)

@@ -191,12 +191,7 @@ def make_report(
     densities = runtime.head_densities(band)
     predictor = MassPredictor(plan, plan.grid, plan.block)
     recalls = _with_zero(plan.recall_profile[:, band].numpy())
-    kept = np.array(
-        [
-            [np.interp(d, DENSITIES, curve) for d, curve in zip(*row, strict=True)]
-            for row in zip(densities, recalls, strict=True)
-        ]
-    )
+    kept = np.stack([runtime.band_recall(n, band) for n in range(plan.layers)])
     errors = _errors(plan, band, densities)
     all_bands = _with_zero(plan.recall_profile.numpy())
     steps = plan.bands.steps_in(plan.schedule)[band] or [plan.schedule[0]]

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from .family import Family, Forward, Layout, image_grid, latent_tokens
+from .family import Family, Forward, Grid, Layout, image_grid, latent_tokens
 
 
 def joint_blocks(model: Any) -> list[nn.Module]:
@@ -24,18 +24,19 @@ def attention_shape(model: Any) -> tuple[int, int]:
     return int(model.num_heads), int(model.hidden_size) // int(model.num_heads)
 
 
-def text_first(model: Any, forward: Forward) -> Layout:
+def behind_text(forward: Forward, grid: Grid, patch: int) -> Layout:
     """Text, the picture or the frames, then references: [text | grid | references]."""
-    references = latent_tokens(forward.values.get("ref_latents"), model.patch_size)
+    references = latent_tokens(forward.values.get("ref_latents"), patch)
     text = forward.values["context"].shape[1]
     # A patch of the model's inputs may lengthen the text (the style reference of USO).
     patched = "post_input" in forward.options.get("patches", {})
     return Layout(
-        image_grid(forward.x, model.patch_size),
-        side="last",
-        beside=references,
-        extra=None if patched else text + references,
+        grid, side="last", beside=references, extra=None if patched else text + references
     )
+
+
+def _layout(model: Any, forward: Forward) -> Layout:
+    return behind_text(forward, image_grid(forward.x, model.patch_size), model.patch_size)
 
 
 FLUX = Family(
@@ -43,5 +44,5 @@ FLUX = Family(
     model_class="Flux",
     modules=joint_blocks,
     shape=attention_shape,
-    layout=text_first,
+    layout=_layout,
 )

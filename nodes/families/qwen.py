@@ -10,7 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from .family import Family, Forward, Layout, latent_tokens, padded_grid
+from .family import Family, Forward, Layout, padded_grid
+from .flux import behind_text
 
 
 def _modules(model: Any) -> list[nn.Module]:
@@ -24,15 +25,7 @@ def _shape(model: Any) -> tuple[int, int]:
 
 def _layout(model: Any, forward: Forward) -> Layout:
     patch = int(model.patch_size)
-    references = latent_tokens(forward.values.get("ref_latents"), patch)
-    text = forward.values["context"].shape[1]
-    patched = "post_input" in forward.options.get("patches", {})  # it may lengthen the text
-    return Layout(
-        padded_grid(forward.x.shape[2:], (1, patch, patch)),
-        side="last",
-        beside=references,
-        extra=None if patched else text + references,
-    )
+    return behind_text(forward, padded_grid(forward.x.shape[2:], (1, patch, patch)), patch)
 
 
 QWEN_IMAGE = Family(

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .family import Family, Forward, Layout, image_grid
+from .flux import attention_shape
 
 
 def _attends_twice(block: Any) -> bool:
@@ -20,10 +21,6 @@ def _attends_twice(block: Any) -> bool:
 
 def _modules(model: Any) -> list[nn.Module]:
     return [block for block in model.joint_blocks for _ in range(1 + _attends_twice(block))]
-
-
-def _shape(model: Any) -> tuple[int, int]:
-    return int(model.num_heads), int(model.hidden_size) // int(model.num_heads)
 
 
 def _norms(block: Any) -> Iterator[Tensor]:
@@ -45,7 +42,7 @@ SD3 = Family(
     name="Stable Diffusion 3",
     model_class="OpenAISignatureMMDITWrapper",
     modules=_modules,
-    shape=_shape,
+    shape=attention_shape,
     layout=_layout,
     norms=_norms,
     apply=True,

@@ -10,7 +10,6 @@ so each has its own.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import pkgutil
@@ -61,13 +60,10 @@ def respond(request: dict[str, Any], cases: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_pack() -> None:
-    spec = importlib.util.spec_from_file_location(
-        "paro_attention", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["paro_attention"] = module
-    spec.loader.exec_module(module)
+    sys.path.append(str(ROOT / "benchmarks"))
+    from _package import load_package
+
+    load_package()
 
 
 def neighbour(request: dict[str, Any]) -> dict[str, Any]:
