@@ -67,9 +67,7 @@ def compiled(variant: Variant) -> Any:
     tma = launch.tma and variant.qk_bits == variant.pv_bits == 8
     low_v = "fp8e4nv" if fp8 else "i8"
     kinds = dict.fromkeys(("Q", "K", "V", "Out", "pooled_k", "pooled_v"), "*bf16")
-    kinds |= dict.fromkeys(
-        ("permutation", "order_of_head", "kv_num_blocks", "computed_bits"), "*i32"
-    )
+    kinds |= dict.fromkeys(("permutation", "order_of_head", "row_offsets", "computed_bits"), "*i32")
     kinds |= dict.fromkeys(
         ("tail_bias", "key_bias", "q_scale", "k_scale", "v_scale", "v_low", "pooled_k_scale"),
         "*fp32",

@@ -31,10 +31,15 @@ Key = tuple[int, int]  # (layer, noise band)
 @dataclass(frozen=True, slots=True)
 class _HostMask:
     bits: Tensor  # int32 [H, Qb, words], pinned
-    width: int  # longest list
+    offsets: Tensor  # int32 [H * Qb + 1], pinned
+    entries: int  # of the lists
     key_blocks: int
     block: tuple[int, int]
     tokens: int
+
+    @property
+    def bytes(self) -> int:
+        return _bytes(self.bits) + _bytes(self.offsets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,7 @@ class HostMasks:
         size = sum(run.bytes for run in runs)
         while size > HOST_BYTES and runs:
             oldest = min(runs, key=lambda run: run._last_use)
-            size -= _bytes(oldest._masks.popitem(last=False)[1][0].bits)
+            size -= oldest._masks.popitem(last=False)[1][0].bytes
             runs = [run for run in runs if run._masks]
 
     def get(self, key: Key) -> _HostMask | None:
@@ -81,7 +86,7 @@ class HostMasks:
     @property
     def bytes(self) -> int:
         """Host memory in use for this run."""
-        return sum(_bytes(mask.bits) for mask, _ in self._masks.values())
+        return sum(mask.bytes for mask, _ in self._masks.values())
 
     @property
     def _last_use(self) -> int:
@@ -155,12 +160,14 @@ class MaskStore:
             self._resident[key] = mask
             self._resident_bytes += size
             return
-        bits = torch.empty(
-            mask.computed_bits.shape, dtype=mask.computed_bits.dtype, pin_memory=True
+        bits, offsets = (
+            torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x)
+            for x in (mask.computed_bits, mask.row_offsets)
         )
-        bits.copy_(mask.computed_bits)
-        width = mask.kv_indices.shape[-1]
-        self._host.add(key, _HostMask(bits, width, mask.num_key_blocks, mask.block, mask.tokens))
+        entries = mask.kv_indices.shape[0]
+        self._host.add(
+            key, _HostMask(bits, offsets, entries, mask.num_key_blocks, mask.block, mask.tokens)
+        )
 
 
 def _bytes(tensor: Tensor) -> int:
@@ -168,24 +175,23 @@ def _bytes(tensor: Tensor) -> int:
 
 
 def _tensors(mask: BlockMask) -> tuple[Tensor, Tensor, Tensor]:
-    return mask.kv_num_blocks, mask.kv_indices, mask.computed_bits
+    return mask.row_offsets, mask.kv_indices, mask.computed_bits
 
 
 def _unpacked(host: _HostMask, device: torch.device) -> BlockMask:
     """A BlockMask from its bits, without waiting for the device."""
     bits = host.bits.to(device, non_blocking=True)
+    offsets = host.offsets.to(device, non_blocking=True)
     heads, query_blocks, _ = bits.shape
-    counts = torch.empty(heads, query_blocks, dtype=torch.int32, device=device)
-    # One column more than the longest list: skipped blocks are written there and cut off.
-    indices = torch.zeros(heads, query_blocks, host.width + 1, dtype=torch.int16, device=device)
+    # One entry more than the lists: skipped blocks are written there and cut off.
+    indices = torch.zeros(host.entries + 1, dtype=torch.int16, device=device)
+    starts = offsets[:-1].view(heads, query_blocks, 1)
     column = torch.arange(host.key_blocks, device=device)
     together = max(1, _ELEMENTS_AT_ONCE // (query_blocks * host.key_blocks))
     for start in range(0, heads, together):
         part = slice(start, start + together)
         flags = (bits[part][..., column // 32] >> (column % 32).to(torch.int32)) & 1
-        place = flags.cumsum(-1, dtype=torch.int32)
-        counts[part] = place[..., -1]
-        place = torch.where(flags == 1, place - 1, host.width).long()
-        indices[part].scatter_(-1, place, column.to(torch.int16).expand_as(place))
-    lists = indices[..., : host.width].contiguous()
-    return BlockMask(counts, lists, bits, host.block, host.tokens)
+        place = flags.cumsum(-1, dtype=torch.int32) - 1 + starts[part]
+        place = torch.where(flags == 1, place, host.entries).long().view(-1)
+        indices.scatter_(0, place, column.to(torch.int16).expand_as(flags).reshape(-1))
+    return BlockMask(offsets, indices[: host.entries], bits, host.block, host.tokens)

@@ -99,7 +99,7 @@ def sparse_attention(
     traced = torch.compiler.is_compiling() or type(q) is not Tensor
     return (block_sparse_attention if traced else attend_blocks)(
         q, k, v, permutation, order_of_head,
-        mask.kv_num_blocks, mask.kv_indices, mask.computed_bits, tail_bias,
+        mask.row_offsets, mask.kv_indices, mask.computed_bits, tail_bias,
         # Without a bias the kernel reads none; the op takes a tensor all the same.
         tail_bias if key_bias is None else key_bias, key_bias is not None,
         mask.tokens, mask.block[0], mask.block[1], qk_bits, pv_bits, fp8, tail, softmax_scale,
@@ -138,9 +138,9 @@ def _check_inputs(
             f"mask must be for {q.shape[1]} heads and at most {q.shape[2]} tokens as q is, got a "
             f"mask for {mask.heads} heads and {mask.tokens} tokens"
         )
-    if mask.kv_num_blocks.device != q.device:
+    if mask.row_offsets.device != q.device:
         raise ValueError(
-            f"mask must be on q's device {q.device}, got {mask.kv_num_blocks.device}; use mask.to()"
+            f"mask must be on q's device {q.device}, got {mask.row_offsets.device}; use mask.to()"
         )
     for name, bits in (("qk_bits", qk_bits), ("pv_bits", pv_bits)):
         if bits not in BITS:

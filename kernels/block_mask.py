@@ -1,7 +1,7 @@
 """Which blocks of an attention map are computed, packed for the kernels.
 
-The names follow torch's FlexAttention ``BlockMask`` (``kv_num_blocks``, ``kv_indices``); beside the
-lists there is one bit per block, because the pooled tail needs the complement of each list.
+The lists of all query blocks lie one behind the other, as the rows of a sparse matrix do (CSR);
+beside them there is one bit per block, because the pooled tail needs the complement of each list.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from torch import Tensor
 
 BLOCK_SIZES = (32, 64, 128)
 MAX_KEY_BLOCKS = torch.iinfo(torch.int16).max
+# The kernels add 32-bit offsets to the start of the lists.
+MAX_COMPUTED_BLOCKS = torch.iinfo(torch.int32).max
 PACKED_AT_ONCE = 1 << 23
 
 
@@ -20,25 +22,53 @@ PACKED_AT_ONCE = 1 << 23
 class BlockMask:
     """Computed blocks of every head; the batch shares them.
 
+    The key blocks that query block ``i`` of head ``h`` computes, ascending, are
+    ``kv_indices[row_offsets[r] : row_offsets[r + 1]]`` with ``r = h * Qb + i``.
+
     Attributes:
-        kv_num_blocks: int32 [H, Qb], number of computed key blocks of each query block.
-        kv_indices: int16 [H, Qb, N], their indices, ascending; entries past the count are 0.
+        row_offsets: int32 [H * Qb + 1], where the list of each query block starts, head by head;
+            the last entry is the number of computed blocks.
+        kv_indices: int16 [N], the lists, N >= row_offsets[-1]; what lies behind the last list means
+            nothing.
         computed_bits: int32 [H, Qb, ceil(KVb / 32)], bit ``j % 32`` of word ``j // 32`` set where
             key block ``j`` is computed.
         block: (query, key) tokens of a block, each 32, 64 or 128.
         tokens: grid tokens V, the whole sequence where there are no extra tokens; the last block of
             a side may be ragged.
+
+    Raises:
+        ValueError: for tensors that do not fit each other, or more than 2**31 - 1 list entries.
     """
 
-    kv_num_blocks: Tensor
+    row_offsets: Tensor
     kv_indices: Tensor
     computed_bits: Tensor
     block: tuple[int, int]
     tokens: int
 
+    def __post_init__(self) -> None:
+        bits, offsets, lists = self.computed_bits, self.row_offsets, self.kv_indices
+        words = -(-self.num_key_blocks // 32)
+        if bits.ndim != 3 or bits.shape[1:] != (self.num_query_blocks, words):
+            raise ValueError(
+                f"computed_bits must be [H, {self.num_query_blocks}, {words}] for {self.tokens} "
+                f"tokens in blocks of {self.block[0]}x{self.block[1]}, got {list(bits.shape)}"
+            )
+        rows = bits.shape[0] * bits.shape[1]
+        if offsets.dtype != torch.int32 or offsets.shape != (rows + 1,):
+            raise ValueError(
+                f"row_offsets must be int32 [{rows + 1}], got {offsets.dtype} {list(offsets.shape)}"
+            )
+        if lists.dtype != torch.int16 or lists.ndim != 1:
+            raise ValueError(
+                f"kv_indices must be int16 [N], got {lists.dtype} {list(lists.shape)}; "
+                "the lists lie one behind the other"
+            )
+        check_list_entries(lists.shape[0])
+
     @property
     def heads(self) -> int:
-        return self.kv_num_blocks.shape[0]
+        return self.computed_bits.shape[0]
 
     @property
     def num_query_blocks(self) -> int:
@@ -47,6 +77,11 @@ class BlockMask:
     @property
     def num_key_blocks(self) -> int:
         return -(-self.tokens // self.block[1])
+
+    @property
+    def kv_num_blocks(self) -> Tensor:
+        """int32 [H, Qb], number of computed key blocks of each query block."""
+        return self.row_offsets.diff().view(self.heads, -1)
 
     @classmethod
     def from_dense(cls, mask: Tensor, block: tuple[int, int], tokens: int) -> BlockMask:
@@ -77,18 +112,22 @@ class BlockMask:
                 f"mask must have at most {MAX_KEY_BLOCKS} key blocks, got {expected[1]}; "
                 "use larger blocks"
             )
-        counts = mask.sum(-1, dtype=torch.int32)
-        width = max(1, int(counts.max()))
+        counts = mask.sum(-1, dtype=torch.int32).view(-1)
+        total = int(counts.sum(dtype=torch.int64))
+        check_list_entries(total)
+        offsets = counts.new_zeros(counts.shape[0] + 1)
+        torch.cumsum(counts, 0, dtype=torch.int32, out=offsets[1:])
         heads, query_blocks, key_blocks = mask.shape
-        indices = mask.new_zeros(heads, query_blocks, width, dtype=torch.int16)
         bits = mask.new_zeros(heads, query_blocks, -(-key_blocks // 32), dtype=torch.int32)
-        # A few heads at a time: sorting takes over 20 bytes a block.
+        column = torch.arange(key_blocks, dtype=torch.int16, device=mask.device)
+        lists = []
+        # A few heads at a time: packing the bits takes over 8 bytes a block.
         together = max(1, PACKED_AT_ONCE // (query_blocks * key_blocks))
         for start in range(0, heads, together):
-            part = slice(start, start + together)
-            indices[part] = _listed(mask[part], counts[part], width)
-            bits[part] = _pack_bits(mask[part])
-        return cls(counts, indices, bits, block, tokens)
+            part = mask[start : start + together]
+            lists.append(column.expand_as(part)[part])
+            bits[start : start + together] = _pack_bits(part)
+        return cls(offsets, torch.cat(lists), bits, block, tokens)
 
     def to_dense(self) -> Tensor:
         """bool [H, Qb, KVb], True where the block is computed."""
@@ -97,14 +136,14 @@ class BlockMask:
         return (words >> (column % 32).to(torch.int32)) & 1 == 1
 
     def density(self) -> float:
-        """Computed / all blocks. Reads the counts back to the host: not for the sampling loop."""
-        return float(self.kv_num_blocks.sum()) / (
+        """Computed / all blocks. Reads the count back to the host: not for the sampling loop."""
+        return float(self.row_offsets[-1]) / (
             self.heads * self.num_query_blocks * self.num_key_blocks
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> BlockMask:
         return BlockMask(
-            self.kv_num_blocks.to(device, non_blocking=non_blocking),
+            self.row_offsets.to(device, non_blocking=non_blocking),
             self.kv_indices.to(device, non_blocking=non_blocking),
             self.computed_bits.to(device, non_blocking=non_blocking),
             self.block,
@@ -118,12 +157,13 @@ def check_block(block: tuple[int, int]) -> None:
         raise ValueError(f"block must be two of {BLOCK_SIZES} (query, key tokens), got {block}")
 
 
-def _listed(mask: Tensor, counts: Tensor, width: int) -> Tensor:
-    """int64 [H, Qb, width], the computed columns of each row, ascending, then zeros."""
-    # A stable descending sort of the flags lists the computed columns first, in their order.
-    listed = torch.argsort(mask.to(torch.uint8), dim=-1, descending=True, stable=True)
-    behind = torch.arange(width, device=mask.device) >= counts[..., None]
-    return listed[..., :width].masked_fill(behind, 0)
+def check_list_entries(total: int) -> None:
+    """Raises ValueError where a mask computes more blocks than 32-bit offsets reach."""
+    if total > MAX_COMPUTED_BLOCKS:
+        raise ValueError(
+            f"mask must have at most {MAX_COMPUTED_BLOCKS} computed blocks in all heads, got "
+            f"{total}; use larger blocks"
+        )
 
 
 def _pack_bits(mask: Tensor) -> Tensor:

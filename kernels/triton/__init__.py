@@ -21,7 +21,7 @@ def attend_blocks(
     v: Tensor,
     permutation: Tensor,
     order_of_head: Tensor,
-    kv_num_blocks: Tensor,
+    row_offsets: Tensor,
     kv_indices: Tensor,
     computed_bits: Tensor,
     tail_bias: Tensor,
@@ -68,7 +68,7 @@ def attend_blocks(
         launch = select_launch(block, width, qk_bits, pv_bits, capability)
         attend(
             q, k, v, out.transpose(1, 2), permutation, order_of_head,
-            kv_num_blocks, kv_indices, computed_bits, tail_bias, key_bias, prepared, block, layout,
+            row_offsets, kv_indices, computed_bits, tail_bias, key_bias, prepared, block, layout,
             launch, width, alignment,
             biased=biased, qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail, scale=scale,
         )  # fmt: skip

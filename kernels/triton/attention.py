@@ -24,20 +24,20 @@ LOG2_E = 1.4426950408889634
 # Sizes that change with length and density must not lead to another compilation.
 NOT_SPECIALIZED = (
     "S", "H", "grid_tokens", "extra_start", "rows_padded", "query_blocks", "key_blocks",
-    "stored_blocks", "list_width", "bit_words", "key_bias", "bias_stride",
+    "stored_blocks", "bit_words", "key_bias", "bias_stride",
 )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def attention_kernel(
-    Q, K, V, Out, permutation, order_of_head, kv_num_blocks, kv_indices, computed_bits, tail_bias,
+    Q, K, V, Out, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias,
     key_bias, q8, q_scale, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
     pooled_k8, pooled_k_scale, pooled_v8,
     q_stride_b, q_stride_h, q_stride_s,
     k_stride_b, k_stride_h, k_stride_s,
     v_stride_b, v_stride_h, v_stride_s,
     S, H, grid_tokens, extra_start, rows_padded, query_blocks, key_blocks, stored_blocks,
-    list_width, bit_words, bias_stride, scale_log2,
+    bit_words, bias_stride, scale_log2,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
     QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, TAIL: tl.constexpr,
@@ -65,15 +65,17 @@ def attention_kernel(
         row_valid = row < tl.where(extra_rows, shift + S, grid_tokens)
         listed_at = row - tl.where(extra_rows, shift, 0)
         list_row = h * query_blocks + tl.where(extra_rows, 0, first_row // QUERY_BLOCK)
-        count = tl.where(extra_rows, key_blocks, tl.load(kv_num_blocks + list_row))
     else:
         row = tile * BM + tl.arange(0, BM)
         row_valid = row < S
         listed_at = row
         list_row = h * query_blocks + (tile * BM) // QUERY_BLOCK
-        count = tl.load(kv_num_blocks + list_row)
     token = tl.load(token_of + listed_at, mask=row_valid, other=0).to(tl.int64)
-    row_list = kv_indices + list_row * list_width
+    list_start = tl.load(row_offsets + list_row)
+    count = tl.load(row_offsets + list_row + 1) - list_start
+    if EXTRA:
+        count = tl.where(extra_rows, key_blocks, count)
+    row_list = kv_indices + list_start
     Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
     K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
     V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
@@ -169,7 +171,7 @@ def attention_kernel(
         whole_extra = 0 if BIASED else (S - grid_tokens) // KEY_BLOCK
         if (count > 0) & (last_size < KEY_BLOCK):
             # Rows of extra tokens have no list: the step is the block.
-            last_listed = tl.load(row_list + tl.where(extra_rows, 0, count - 1))
+            last_listed = tl.load(row_list + count - 1, mask=tile >= extra_tiles, other=0)
             ragged = ((last_listed == last_block) | extra_rows).to(tl.int32)
         whole = count - ragged
         listed = tl.where(extra_rows, 0, whole)
@@ -242,7 +244,7 @@ def attention_kernel(
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, permutation: Tensor, order_of_head: Tensor,
-    kv_num_blocks: Tensor, kv_indices: Tensor, computed_bits: Tensor, tail_bias: Tensor,
+    row_offsets: Tensor, kv_indices: Tensor, computed_bits: Tensor, tail_bias: Tensor,
     key_bias: Tensor, prepared: PreparedInputs, block: tuple[int, int], layout: PackedLayout,
     launch: LaunchConfig, width: int, alignment: int,
     *, biased: bool, qk_bits: int, pv_bits: int, fp8: bool, tail: bool, scale: float,
@@ -258,11 +260,10 @@ def attend(
     )
     attention_kernel[(query_tiles, batch * heads)](
         q, k, v, out, permutation, order_of_head,
-        kv_num_blocks, kv_indices, computed_bits, tail_bias, key_bias, *prepared,
+        row_offsets, kv_indices, computed_bits, tail_bias, key_bias, *prepared,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         tokens, heads, layout.grid_tokens, layout.extra_start, layout.rows,
-        kv_num_blocks.shape[1], layout.key_blocks, layout.stored_blocks,
-        kv_indices.shape[2], computed_bits.shape[2],
+        computed_bits.shape[1], layout.key_blocks, layout.stored_blocks, computed_bits.shape[2],
         extra_tokens if biased and key_bias.shape[0] > 1 else 0, scale * LOG2_E,
         HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment,
         QUERY_BLOCK=block[0], KEY_BLOCK=block[1], BM=launch.query_tile, BN=launch.key_tile,

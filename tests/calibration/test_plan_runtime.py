@@ -157,16 +157,17 @@ def test_unpacked_bits_are_the_mask():
     dense_mask[0, 0] = False
     dense_mask[1, 2] = True
     mask = BlockMask.from_dense(dense_mask, (32, 32), 70 * 32 - 5)
-    host = _HostMask(mask.computed_bits, mask.kv_indices.shape[-1], 70, mask.block, mask.tokens)
+    entries = mask.kv_indices.shape[0]
+    host = _HostMask(mask.computed_bits, mask.row_offsets, entries, 70, mask.block, mask.tokens)
     again = _unpacked(host, torch.device("cpu"))
-    assert torch.equal(again.kv_num_blocks, mask.kv_num_blocks)
+    assert torch.equal(again.row_offsets, mask.row_offsets)
     assert torch.equal(again.kv_indices, mask.kv_indices)
-    assert again.kv_indices.is_contiguous()
 
 
 def test_runs_share_a_limit_of_host_memory(monkeypatch):
     monkeypatch.setattr(mask_store, "HOST_BYTES", 10 * 4 * 100)
-    mask = _HostMask(torch.zeros(1, 4, 25, dtype=torch.int32), 1, 800, (64, 64), 256)
+    words, offsets = (torch.zeros(n, dtype=torch.int32) for n in (95, 5))
+    mask = _HostMask(words.view(1, 5, 19), offsets, 1, 608, (64, 64), 256)
     first, second = mask_store.HostMasks(), mask_store.HostMasks()
     for layer in range(8):
         first.add((layer, 0), mask)
@@ -207,5 +208,5 @@ def test_masks_in_pinned_memory_arrive_unchanged(monkeypatch):
             got = store.get(layer, 0, lambda layer, band: masks[layer])
             store.prefetch((layer + 1) % 4, 0)
             assert torch.equal(got.kv_indices, masks[layer].kv_indices)
-            assert torch.equal(got.kv_num_blocks, masks[layer].kv_num_blocks)
+            assert torch.equal(got.row_offsets, masks[layer].row_offsets)
             assert torch.equal(got.computed_bits, masks[layer].computed_bits)

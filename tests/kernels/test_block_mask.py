@@ -34,11 +34,12 @@ def test_unpacking_gives_the_packed_mask_back(case):
 @given(dense_masks())
 def test_lists_hold_the_computed_blocks_in_ascending_order(case):
     full, packed = pack(*case)
-    for head, row in ((0, 0), (full.shape[0] - 1, full.shape[1] - 1)):
-        count = int(packed.kv_num_blocks[head, row])
-        expected = full[head, row].nonzero().flatten().tolist()
-        assert packed.kv_indices[head, row, :count].tolist() == expected
-        assert not packed.kv_indices[head, row, count:].any()
+    offsets = packed.row_offsets.tolist()
+    assert offsets[0] == 0 and offsets[-1] == full.sum()
+    assert torch.equal(packed.kv_num_blocks, full.sum(-1, dtype=torch.int32))
+    for row, columns in enumerate(full.flatten(0, 1)):
+        listed = packed.kv_indices[offsets[row] : offsets[row + 1]].tolist()
+        assert listed == columns.nonzero().flatten().tolist()
     assert packed.density() == pytest.approx(full.float().mean().item())
 
 
@@ -54,7 +55,7 @@ def test_packing_a_head_at_a_time_changes_nothing(monkeypatch):
     at_once = BlockMask.from_dense(mask, (32, 32), 270)
     monkeypatch.setattr(block_mask, "PACKED_AT_ONCE", 1)
     one_by_one = BlockMask.from_dense(mask, (32, 32), 270)
-    for name in ("kv_num_blocks", "kv_indices", "computed_bits"):
+    for name in ("row_offsets", "kv_indices", "computed_bits"):
         assert torch.equal(getattr(at_once, name), getattr(one_by_one, name))
 
 
@@ -71,3 +72,23 @@ def test_rejects_what_is_not_a_mask():
         BlockMask.from_dense(torch.ones(1, 2, 2), (64, 64), 128)
     with pytest.raises(ValueError, match="block must be two of"):
         BlockMask.from_dense(torch.ones(1, 2, 2, dtype=torch.bool), (48, 64), 128)
+
+
+def test_rejects_more_blocks_than_offsets_reach(monkeypatch):
+    monkeypatch.setattr(block_mask, "MAX_COMPUTED_BLOCKS", 31)
+    assert BlockMask.from_dense(torch.arange(32).view(2, 4, 4) > 0, (64, 64), 256).density() < 1
+    with pytest.raises(ValueError, match="at most 31 computed blocks in all heads, got 32; use"):
+        BlockMask.from_dense(torch.ones(2, 4, 4, dtype=torch.bool), (64, 64), 256)
+
+
+def test_rejects_lists_that_do_not_fit_the_bits():
+    mask = BlockMask.from_dense(torch.ones(2, 4, 4, dtype=torch.bool), (64, 64), 256)
+    offsets, lists, bits = mask.row_offsets, mask.kv_indices, mask.computed_bits
+    with pytest.raises(ValueError, match=r"row_offsets must be int32 \[9\], got torch.int32 \[8\]"):
+        BlockMask(offsets[:-1], lists, bits, (64, 64), 256)
+    with pytest.raises(
+        ValueError, match=r"kv_indices must be int16 \[N\], got torch.int16 \[8, 4\]"
+    ):
+        BlockMask(offsets, lists.view(8, 4), bits, (64, 64), 256)
+    with pytest.raises(ValueError, match=r"computed_bits must be \[H, 5, 1\] for 300 tokens"):
+        BlockMask(offsets, lists, bits, (64, 64), 300)

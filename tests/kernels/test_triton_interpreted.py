@@ -109,7 +109,7 @@ def test_the_custom_op_has_a_fake_of_the_same_layout():
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         q = mode.from_tensor(inputs.q)
         fake = torch.ops.paro_attention.block_sparse_attention(
-            q, q, q, inputs.permutation, inputs.permutation[0, :1], inputs.mask.kv_num_blocks,
+            q, q, q, inputs.permutation, inputs.permutation[0, :1], inputs.mask.row_offsets,
             inputs.mask.kv_indices, inputs.mask.computed_bits, inputs.tail_bias,
             inputs.tail_bias, False, inputs.mask.tokens, 64, 64, 8, 8, False, True, 0.125,
         )  # fmt: skip
