@@ -65,16 +65,17 @@ def attention_kernel(
         row_valid = row < tl.where(extra_rows, shift + S, grid_tokens)
         listed_at = row - tl.where(extra_rows, shift, 0)
         list_row = h * query_blocks + tl.where(extra_rows, 0, first_row // QUERY_BLOCK)
+        list_start = tl.load(row_offsets + list_row)
+        listed_blocks = tl.load(row_offsets + list_row + 1) - list_start
+        count = tl.where(extra_rows, key_blocks, listed_blocks)
     else:
         row = tile * BM + tl.arange(0, BM)
         row_valid = row < S
         listed_at = row
         list_row = h * query_blocks + (tile * BM) // QUERY_BLOCK
+        list_start = tl.load(row_offsets + list_row)
+        count = tl.load(row_offsets + list_row + 1) - list_start
     token = tl.load(token_of + listed_at, mask=row_valid, other=0).to(tl.int64)
-    list_start = tl.load(row_offsets + list_row)
-    count = tl.load(row_offsets + list_row + 1) - list_start
-    if EXTRA:
-        count = tl.where(extra_rows, key_blocks, count)
     row_list = kv_indices + list_start
     Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
     K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
