@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -114,3 +116,44 @@ class MassStore:
 
     def __contains__(self, key: object) -> bool:
         return key in self._maps
+
+    def snapshot(self, orders: tuple[str, ...]) -> dict[str, Tensor]:
+        """Everything that was added, as tensors, for `restore`; the maps are not copied.
+
+        Args:
+            orders: the names that keys may hold.
+        """
+        keys = list(self._maps)
+        index = [[*key[:3], orders.index(key[3])] for key in keys]
+        tensors = {
+            "keys": torch.tensor(index, dtype=torch.int64).view(-1, 4),
+            "maps": torch.tensor([self._maps[key] for key in keys], dtype=torch.int64),
+        }
+        for row, key in enumerate(keys):
+            tensors[f"mass.{row}"] = self._mass[key]
+            tensors[f"profile.{row}"] = self._profile[key]
+            tensors[f"errors.{row}"] = self._errors[key]
+        return tensors
+
+    def restore(self, tensors: Mapping[str, Tensor], orders: tuple[str, ...]) -> None:
+        """Puts back what `snapshot` gave; the tensors belong to the store from then on.
+
+        Raises:
+            KeyError: a tensor is missing.
+            ValueError: tensors that do not belong together.
+        """
+        rows, maps = tensors["keys"].tolist(), tensors["maps"].tolist()
+        for row, ((*place, order), count) in enumerate(zip(rows, maps, strict=True)):
+            layer, band, head = place
+            if not 0 <= order < len(orders) or count < 1:
+                raise ValueError(f"map {row} must have been added in a known order")
+            key = (layer, band, head, orders[order])
+            mass = tensors[f"mass.{row}"]
+            if mass.dtype != torch.float16 or tuple(mass.shape) != self.pooling.blocks:
+                raise ValueError(
+                    f"block mass must be float16 {list(self.pooling.blocks)}, got {mass.dtype} "
+                    f"{list(mass.shape)}"
+                )
+            self._maps[key], self._mass[key] = count, mass
+            self._profile[key] = tensors[f"profile.{row}"]
+            self._errors[key] = tensors[f"errors.{row}"]

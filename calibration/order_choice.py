@@ -106,3 +106,21 @@ class OrderContest:
             [list(dict.fromkeys(of_head)) for of_head in zip(*rows, strict=True)]
             for rows in zip(*picked, strict=True)
         ]
+
+    @property
+    def scores(self) -> Tensor:
+        """float64 [L, H, len(names), SCORE_COLUMNS], summed over the maps so far."""
+        return self._scores
+
+    def restore(self, scores: Tensor) -> None:
+        """Takes over the sums of an earlier contest among the same candidates.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        if scores.dtype != self._scores.dtype or scores.shape != self._scores.shape:
+            raise ValueError(
+                f"scores must be float64 {list(self._scores.shape)}, got {scores.dtype} "
+                f"{list(scores.shape)}"
+            )
+        self._scores = scores

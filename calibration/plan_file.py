@@ -9,20 +9,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from .metrics import RECALL_DENSITIES
 from .noise_bands import NoiseBands
 from .offset_profile import OffsetBins
 from .order_scores import ERROR_DENSITIES
 from .plan import ModelIdentity, Origin, Plan, PlanError
+from .tensor_file import write_tensors
 from .token_grid import TokenGrid
 
 SCHEMA = 1
@@ -39,20 +38,7 @@ def save_plan(plan: Plan, path: str | os.PathLike[str]) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
-    target = Path(path)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in plan.tensors().items()}
-    handle, temporary = tempfile.mkstemp(
-        prefix=f".{target.name}.", suffix=".tmp", dir=target.parent
-    )
-    os.close(handle)
-    try:
-        save_file(tensors, temporary, metadata={METADATA_KEY: json.dumps(_description(plan))})
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
-    except BaseException:  # an interrupted calibration as well
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    write_tensors(path, plan.tensors(), METADATA_KEY, _description(plan))
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan:
@@ -193,9 +179,3 @@ def _list(values: Any) -> list[Any]:
     if not isinstance(values, list):
         raise TypeError(f"expected a list, got {type(values).__name__}")
     return values
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

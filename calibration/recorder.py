@@ -7,12 +7,12 @@ itself is never stored.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from .attention_rows import checked_heads
+from ..kernels.attention_rows import checked_heads
 from .block_layout import checked_block
 from .block_mass import block_mass
 from .extra_keys import RecordedCall
@@ -296,3 +296,35 @@ class Recorder:
                 )
                 for key, of_order in zip(keys, errors, strict=True):
                     self._store.add_errors(key, of_order)
+
+    def snapshot(self) -> dict[str, Tensor]:
+        """What the runs so far have given, as tensors, for `restore`; large ones are not copied.
+
+        Between two runs: after the last call of one, before `begin_prompt` of the next.
+        """
+        return {
+            "scores": self._contest.scores,
+            **self._store.snapshot(self.all_candidates),
+        }
+
+    def restore(self, runs: int, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Goes on behind an earlier recorder's finished runs; `begin_prompt(runs)` comes next.
+
+        Args:
+            runs: number of finished runs.
+            tensors: the earlier recorder's `snapshot`; they belong to this one from then on.
+            device: where `finish` works, should no further call be recorded.
+
+        Raises:
+            RuntimeError: this recorder has begun a run of its own.
+            KeyError, ValueError: the tensors are not those of a recorder like this one.
+        """
+        if self._prompt is not None:
+            raise RuntimeError("restore must be called before begin_prompt")
+        if not 1 <= runs <= self.runs_needed:
+            raise ValueError(f"runs must be in 1..{self.runs_needed}, got {runs}")
+        self._contest.restore(tensors["scores"])
+        self._store.restore(tensors, self.all_candidates)
+        if runs > self.choosing_runs:
+            self._contest.decide(self.choice, self.alpha)
+        self._prompt, self._device = runs - 1, device
