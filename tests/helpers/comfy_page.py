@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,11 @@ _PIXELS = """(name) => {
   }
   return { coloured: coloured / (data.length / 4), hash };
 }"""
+
+
+_OVERFLOW = """() => [...document.querySelectorAll(".paro, .paro-side, .paro-steppers")]
+  .filter((e) => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1)
+  .map((e) => [e.className, e.scrollWidth, e.clientWidth, e.scrollHeight, e.clientHeight])"""
 
 
 class ComfyPage:
@@ -106,6 +112,30 @@ class ComfyPage:
             })"""
         )
         assert done == "done", done
+
+    def speak(self, language: str) -> None:
+        """Choose the language in the settings; the page loads its workflow anew."""
+        self.page.evaluate(
+            "(code) => app.extensionManager.setting.set('Comfy.Locale', code)", language
+        )
+        self.page.wait_for_timeout(4000)
+        self.page.wait_for_selector(".paro-map", state="visible", timeout=30_000)
+        self.page.wait_for_timeout(1000)
+
+    def pretend(self, address: str, change: Callable[[Any], None]) -> None:
+        """Change the server's answers to an address, until `page.unroute_all`."""
+
+        def answer(route: Any) -> None:
+            reply = route.fetch()
+            told = reply.json()
+            change(told)
+            route.fulfill(response=reply, json=told)
+
+        self.page.route(address, answer)
+
+    def overflow(self) -> list[Any]:
+        """Parts of the picture that are larger than their place."""
+        return self.page.evaluate(_OVERFLOW)
 
     def show(self, scale: float = 1.0, node: str = "ParoLoad") -> None:
         """Bring a node into view at a zoom."""

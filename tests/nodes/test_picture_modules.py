@@ -129,26 +129,24 @@ def test_speed_is_what_was_measured(node):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "missing"),
     [
-        (
-            {"card": "NVIDIA GeForce RTX 4090"},
-            "not measured on this card (NVIDIA GeForce RTX 4090)",
-        ),
-        ({"tokens": 2048}, "not measured at this size and these bits"),
-        ({"qkBits": 4}, "not measured at this size and these bits"),
-        ({"headDim": 96}, "not measured at this size and these bits"),
-        ({"block": [32, 32]}, "not measured at this size and these bits"),
-        ({"card": ""}, "no card known"),
+        ({"card": "NVIDIA GeForce RTX 4090"}, "card"),
+        ({"card": "NVIDIA H100 PCIe"}, "card"),
+        ({"tokens": 2048}, "size"),
+        ({"qkBits": 4}, "size"),
+        ({"headDim": 96}, "size"),
+        ({"block": [32, 32]}, "size"),
+        ({"card": ""}, "card_unknown"),
     ],
 )
-def test_no_speed_is_made_up(node, change, reason):
+def test_no_speed_is_made_up(node, change, missing):
     wanted = {
         "card": "NVIDIA H100 80GB HBM3", "tokens": 75600, "headDim": 128, "block": [64, 128],
         "qkBits": 8, "pvBits": 8, "density": 0.3,
     }  # fmt: skip
     assert "factor" in node("paro_speed.js", "m.speedUp(v)", **wanted)
-    assert node("paro_speed.js", "m.speedUp(v)", **(wanted | change)) == {"reason": reason}
+    assert node("paro_speed.js", "m.speedUp(v)", **(wanted | change)) == {"missing": missing}
 
 
 def test_card_names_are_taken_from_device_names(node):
@@ -198,6 +196,42 @@ RUN = {
 )  # fmt: skip
 def test_says_what_a_run_did(node, change, text):
     assert node("paro_status.js", "m.statusText(v)", **(RUN | change)) == text
+
+
+CHINESE = (
+    "上次运行：24 次注意力调用中 20 次稀疏 · 4 次稠密（3 预热, 1 少于 4096 个令牌） · "
+    "平均密度 0.43 · QK 8 位，PV 8 位，CPU 参考实现"
+)
+JAPANESE = (
+    "前回の実行：アテンション呼び出し 24 回中 20 回がスパース · 4 回は密（3 ウォームアップ, "
+    "1 トークンが 4096 未満） · 平均密度 0.43 · QK 8 ビット、PV 8 ビット、CPU の参照実装"
+)
+ENGLISH = (
+    "Last run: 20 of 24 attention calls sparse · 4 dense (3 warm-up, 1 fewer than 4096 tokens) · "
+    "mean density 0.43 · QK 8 bits, PV 8 bits, reference on CPU"
+)
+
+
+@pytest.mark.parametrize(
+    ("locale", "text"),
+    [("zh", CHINESE), ("zh-TW", CHINESE), ("ja", JAPANESE), ("fr", ENGLISH), (None, ENGLISH)],
+)
+def test_speaks_the_chosen_language_or_english(node, locale, text):
+    run = RUN | {
+        "dense": {"warm-up": 3, "fewer than 4096 tokens": 1},
+        "kernel": "QK 8 bits, PV 8 bits, reference on CPU",
+    }
+    expression = """await (async () => {
+      (await import("./paro_language.js")).setLanguage(v.locale);
+      return m.statusText(v.run);
+    })()"""
+    assert node("paro_status.js", expression, run=run, locale=locale) == text
+
+
+def test_a_reason_that_is_in_no_table_is_said_as_the_server_says_it(node):
+    run = RUN | {"dense": {"softmax scale of the model's own": 4}}
+    told = node("paro_status.js", "m.statusText(v)", **run)
+    assert "4 dense (4 softmax scale of the model's own)" in told
 
 
 def test_finds_the_last_run_of_a_node(node):

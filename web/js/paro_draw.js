@@ -1,5 +1,7 @@
 // Drawing: heat maps with the mask over them, the overview of all heads, the curve.
 
+import { say } from "./paro_language.js";
+
 // Ten colours of viridis (Smith, van der Walt 2015): even steps of lightness for all kinds of colour
 // vision, and no grey, which stands for skipped blocks here.
 const VIRIDIS = [
@@ -149,7 +151,7 @@ export function drawCurve(canvas, width, height, curve) {
     context.fillText(`${tick * 100}%`, left - 4, y(tick));
     context.textAlign = tick === 0 ? "left" : tick === 1 ? "right" : "center";
     context.textBaseline = "top";
-    context.fillText(tick === 0.5 ? "density" : `${tick * 100}%`, x(tick), bottom + 3);
+    context.fillText(tick === 0.5 ? say("density") : `${tick * 100}%`, x(tick), bottom + 3);
   }
   const points = (values) => [
     [x(0), y(0)], ...curve.densities.map((density, i) => [x(density), y(values[i])]),

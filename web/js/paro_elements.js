@@ -1,6 +1,7 @@
 // The elements of the picture and their events.
 
 import { colour, DARKEST } from "./paro_draw.js";
+import { say } from "./paro_language.js";
 import { addStyle } from "./paro_style.js";
 
 /** "27%", with a decimal where it would round to 100. */
@@ -21,41 +22,45 @@ function make(tag, name, parent, properties = {}) {
  *           overview: () => void, pick: (x: number, y: number) => void}} actions */
 export function buildElements(actions) {
   addStyle();
+  const words = new Words();
   const root = make("div", "paro");
   const placeholder = make("div", "paro-placeholder", root, { textContent: "…" });
   placeholder.setAttribute("role", "status");
   const picture = make("div", "paro-body", root, { hidden: true });
   const left = make("div", "paro-body", picture);
   left.style.flexDirection = "column";
-  const steppers = buildSteppers(left, actions.step);
+  const steppers = buildSteppers(left, actions.step, words);
   const stage = make("div", "paro-stage", left);
   const map = make("canvas", "paro-map", stage, { tabIndex: 0 });
   map.setAttribute("role", "img");
-  buildLegend(left);
+  buildLegend(left, words);
   const side = make("div", "paro-side", picture);
   const toggles = make("div", "paro-toggles", side);
-  const button = (text, title, act) => {
-    const made = make("button", "", toggles, { type: "button", textContent: text, title });
+  const button = (key, act) => {
+    const made = make("button", "", toggles, { type: "button" });
+    words.add(made, "textContent", key);
+    words.add(made, "title", `${key}_tip`);
     made.addEventListener("click", act);
     return made;
   };
-  const model = button("Before", "The tokens in the model's own order", () => actions.order(true));
-  const own = button("Reordered", "Each head in the order of its own", () => actions.order(false));
-  const all = button("All heads", "Every head of this layer; click one", actions.overview);
+  const model = button("before", () => actions.order(true));
+  const own = button("reordered", () => actions.order(false));
+  const all = button("all_heads", actions.overview);
   const recall = make("div", "paro-recall", side);
   recall.setAttribute("role", "status");
-  const curve = make("canvas", "paro-curve", side, {
-    title: "Attention kept (recall) by density. Line: measured at calibration. " +
-      "Dashes: without reordering, as the plan predicts.",
-  });
+  words.add(recall, "title", "keeps_tip");
+  const curve = make("canvas", "paro-curve", side);
+  words.add(curve, "title", "curve_tip");
   const note = make("div", "paro-note", side);
   const speed = make("div", "paro-note", side);
   const status = make("div", "paro-status", root);
   status.setAttribute("role", "status");
 
   listen(root, map, actions);
+  words.write();
   return {
     root, placeholder, stage, map, side, steppers, recall, curve, note, speed, status,
+    relabel: () => words.write(),
     show(visible) {
       picture.hidden = !visible;
       placeholder.hidden = visible;
@@ -69,17 +74,32 @@ export function buildElements(actions) {
   };
 }
 
-function buildSteppers(parent, step) {
+/** The texts that never change but with the language. */
+class Words {
+  #places = [];
+
+  add(element, property, key, values = () => ({})) {
+    this.#places.push([element, property, key, values]);
+  }
+
+  write() {
+    for (const [element, property, key, values] of this.#places) {
+      element[property] = say(key, values());
+    }
+  }
+}
+
+function buildSteppers(parent, step, words) {
   const row = make("div", "paro-steppers", parent);
   const labels = {};
-  const words = { layer: "layer", head: "head", band: "noise band" };
-  for (const [name, word] of Object.entries(words)) {
+  for (const name of ["layer", "head", "band"]) {
     const group = make("div", "paro-stepper", row);
     group.setAttribute("role", "group");
-    group.setAttribute("aria-label", word);
+    words.add(group, "ariaLabel", name);
+    if (name === "band") words.add(group, "title", "band_tip");
     const arrow = (sign, by, which) => {
       const made = make("button", "", group, { type: "button", textContent: sign });
-      made.setAttribute("aria-label", `${which} ${word}`);
+      words.add(made, "ariaLabel", which, () => ({ what: say(name) }));
       made.addEventListener("click", () => step(name, by));
     };
     arrow("◀", -1, "previous");
@@ -89,16 +109,17 @@ function buildSteppers(parent, step) {
   return labels;
 }
 
-function buildLegend(parent) {
+function buildLegend(parent, words) {
   const legend = make("div", "paro-legend", parent);
-  make("span", "", legend, { textContent: "little" });
+  const word = (key) => words.add(make("span", "", legend), "textContent", key);
+  word("little");
   const stops = [DARKEST, 0.4, 0.6, 0.8, 1].map((share) => `rgb(${colour(share).join()})`);
   const bar = make("i", "", legend);
   bar.style.cssText = `width: 60px; background: linear-gradient(90deg, ${stops.join()})`;
-  make("span", "", legend, { textContent: "much attention" });
+  word("much");
   const skipped = make("i", "", legend);
   skipped.style.cssText = "width: 12px; background: #303030; border: 1px solid #666";
-  make("span", "", legend, { textContent: "skipped" });
+  word("skipped");
 }
 
 const KEYS = {

@@ -3,6 +3,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { PlanSource } from "./paro_data.js";
+import { say, setLanguage } from "./paro_language.js";
 import { cardName } from "./paro_speed.js";
 import { statusText } from "./paro_status.js";
 import { PlanPicture } from "./paro_widget.js";
@@ -10,6 +11,7 @@ import { PlanPicture } from "./paro_widget.js";
 const NODE = "ParoLoad";
 const CALIBRATE = "ParoCalibrate";
 const AUTO = "auto";
+const LOCALE = "Comfy.Locale";
 const EXTENSION = ".safetensors";
 const MIN_HEIGHT = 604;
 const MIN_WIDTH = 340;
@@ -92,9 +94,17 @@ class LoadPicture {
       if (asked === this.#asked) this.#picture.show(description);
     } catch (error) {
       if (asked !== this.#asked) return;
-      const told = error.status === 404 && missing ? missing : `No picture: ${error.message}.`;
-      this.#picture.showText(told);
+      const told = { 404: missing, 409: say("auto_waits") }[error.status];
+      this.#picture.showText(told ?? say("no_picture", { why: error.message }));
     }
+  }
+
+  /** The language has changed. */
+  relabel() {
+    this.#picture.relabel();
+    this.#wanted = ""; // a sentence in place of a picture is said anew
+    this.#updatePlan();
+    this.reloadStatus();
   }
 
   /** What the last run did. */
@@ -130,29 +140,30 @@ class LoadPicture {
     if (slot >= 0 && this.#node.inputs[slot].link != null) {
       const origin = this.#node.getInputNode?.(slot);
       if ((origin?.comfyClass ?? origin?.type) !== CALIBRATE) {
-        return { text: "Follows the connected plan. Pictures are drawn from plan files: choose " +
-          "one in plan and disconnect paro_plan to look at it." };
+        return { text: say("follows_link") };
       }
       const name = origin.widgets?.find((widget) => widget.name === "name")?.value ?? "";
       const stem = String(name).trim().replace(/\.safetensors$/, "").trim().replaceAll("\\", "/");
       return {
         plan: stem + EXTENSION,
-        missing: `${stem} is not calibrated yet. Run the workflow once: Calibrate PARO writes the ` +
-          "plan, and its picture appears here.",
+        missing: say("not_calibrated", { plan: stem }),
       };
     }
     const plan = String(this.#widget("plan")?.value ?? "");
     if (plan === "none" || !plan) {
-      return { text: "No plan. Choose one in plan, or connect paro_plan." };
+      return { text: say("none_chosen") };
     }
     if (plan === AUTO && this.#followed) return { plan: this.#followed };
     return {
       plan,
-      missing: plan === AUTO
-        ? "There is no plan yet. Run Calibrate PARO on your model once."
-        : `There is no plan file ${plan} in models/paro. Refresh with R, or calibrate.`,
+      missing: plan === AUTO ? say("none_yet") : say("no_such_file", { plan }),
     };
   }
+}
+
+function speak(locale) {
+  setLanguage(locale);
+  for (const picture of shown) picture.relabel();
 }
 
 function afterRun() {
@@ -166,6 +177,9 @@ function afterRun() {
 app.registerExtension({
   name: "paro.load",
   setup() {
+    const settings = app.ui?.settings;
+    speak(settings?.getSettingValue?.(LOCALE));
+    settings?.addEventListener?.(`${LOCALE}.change`, ({ detail }) => speak(detail?.value));
     for (const name of ["execution_success", "execution_error", "execution_interrupted"]) {
       api.addEventListener(name, afterRun);
     }

@@ -12,10 +12,11 @@ export function cardName(deviceName) {
 
 /** @param {{card: string, tokens: number, headDim: number, block: number[], qkBits: number,
  *           pvBits: number, density: number}} wanted
- *  @returns {{factor: number, tokens: number}|{reason: string}} */
+ *  @returns {{factor: number, tokens: number}|{missing: "card"|"card_unknown"|"size"}} what was
+ *           measured, or what it was not measured for */
 export function speedUp({ card, tokens, headDim, block, qkBits, pvBits, density }) {
   const rows = MEASURED[card];
-  if (!rows) return { reason: card ? `not measured on this card (${card})` : "no card known" };
+  if (!rows) return { missing: card ? "card" : "card_unknown" };
   const near = rows
     .filter((row) => row.qk_bits === qkBits && row.pv_bits === pvBits)
     .filter((row) => row.query_block === block[0] && row.key_block === block[1])
@@ -23,7 +24,7 @@ export function speedUp({ card, tokens, headDim, block, qkBits, pvBits, density 
     .map((row) => ({ row, far: Math.abs(Math.log(row.tokens / tokens)) }))
     .filter(({ far }) => far <= Math.log(REACH))
     .sort((a, b) => a.far - b.far)[0]?.row;
-  if (!near) return { reason: "not measured at this size and these bits" };
+  if (!near) return { missing: "size" };
   return { factor: 1 / timeAt(near.times, density), tokens: near.tokens };
 }
 

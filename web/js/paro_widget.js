@@ -4,8 +4,12 @@ import { bandDensities, headDensities, interpolate, sparseSteps } from "./paro_b
 import { drawCurve, drawHead, drawOverview, overviewLayout } from "./paro_draw.js";
 import { speedUp } from "./paro_speed.js";
 import { buildElements, percent } from "./paro_elements.js";
+import { count, say } from "./paro_language.js";
 
 const CURVE_HEIGHT = 92;
+const MISSING = {
+  card: "speed_other_card", card_unknown: "speed_no_card", size: "speed_other_size",
+};
 
 /** Shows one plan; everything that comes from outside is handed to `show` and `setInputs`. */
 export class PlanPicture {
@@ -55,6 +59,12 @@ export class PlanPicture {
     const denseBefore = this.#inputs.denseLayers;
     this.#inputs = inputs;
     if (inputs.denseLayers !== denseBefore) this.#load();
+    this.redraw();
+  }
+
+  /** The language has changed. */
+  relabel() {
+    this.parts.relabel();
     this.redraw();
   }
 
@@ -144,7 +154,7 @@ export class PlanPicture {
       this.redraw();
       if (modelOrder) await this.#source.layer(query("plan")); // so that toggling waits for nothing
     } catch (error) {
-      if (request === this.#request) this.showText(`No picture: ${error.message}`);
+      if (request === this.#request) this.showText(say("no_picture", { why: error.message }));
     }
   }
 
@@ -157,9 +167,7 @@ export class PlanPicture {
     const { parts } = this;
     const counts = [this.#plan.layers, this.#plan.heads, this.#plan.band_edges.length + 1];
     [["layer", layer], ["head", head], ["band", band]].forEach(([name, value], i) => {
-      const title = { layer: "Layer", head: "Head", band: "Noise" }[name];
-      const [shown, last] = name === "band" ? [value + 1, counts[i]] : [value, counts[i] - 1];
-      parts.steppers[name].textContent = `${title} ${shown}/${last}`;
+      parts.steppers[name].textContent = say(`${name}_at`, { at: value, last: counts[i] - 1 });
     });
     parts.pressed(modelOrder, overview);
   }
@@ -192,20 +200,19 @@ export class PlanPicture {
     const unordered = before ? interpolate(grid, before, densities[head]) : 0;
     const kept = percent(densities[head]);
     const dense = layer.budget.first_row === null;
-    if (dense) parts.recall.textContent = "This layer runs dense: 100% of its attention";
+    if (dense) parts.recall.textContent = say("layer_is_dense");
     else if (this.#chosen.modelOrder) {
       const own = before ? percent(unordered) : "…";
-      parts.recall.textContent = `Not reordered, ${kept} of the blocks would keep ${own}`;
+      parts.recall.textContent = say("not_reordered", { density: kept, recall: own });
     } else {
-      parts.recall.textContent = `Keeps ${percent(recall)} of the attention in ${kept} of the blocks`;
+      parts.recall.textContent = say("keeps", { density: kept, recall: percent(recall) });
     }
-    const order = layer.orders[head] === "FHW" ? "FHW, the model's own" : layer.orders[head];
-    parts.note.textContent = `Head ${head}: order ${order}. Its layer keeps ${percent(mean)} on ` +
-      `average. Noise band ${layer.band + 1} ${warm ? "is all warm-up" : `runs at density ${
-        bandDensity.toFixed(2)}`}.`;
-    parts.map.title = layer.every
-      ? "Rows: blocks of queries, columns: blocks of keys. Click for all heads."
-      : "Rows: queries, columns: keys. Each dot is one of many blocks. Click for all heads.";
+    const order = layer.orders[head] === "FHW" ? say("own_order") : layer.orders[head];
+    const band = { band: layer.band, density: bandDensity.toFixed(2) };
+    parts.note.textContent = `${say("head_note", { head, order, mean: percent(mean) })} ` +
+      say(warm ? "band_warm" : "band_density", band);
+    parts.map.title = this.#chosen.overview ? say("overview_tip")
+      : say(layer.every ? "map_tip" : "map_tip_sampled");
     parts.speed.textContent = this.#speedText();
     parts.map.setAttribute("aria-label", `${parts.steppers.layer.textContent}, ` +
       `${parts.steppers.head.textContent}: ${parts.recall.textContent}`);
@@ -223,9 +230,12 @@ export class PlanPicture {
     const { density, qkBits, pvBits } = this.#inputs;
     const { tokens, head_dim: headDim, block } = this.#plan;
     const found = speedUp({ card: this.#card, tokens, headDim, block, qkBits, pvBits, density });
-    if (found.reason) return `Attention speed-up: ${found.reason}.`;
-    return `Attention ${found.factor.toFixed(1)}x as fast as dense in sparse steps (measured on ` +
-      `this card at ${found.tokens.toLocaleString("en")} tokens, ${qkBits}/${pvBits} bits).`;
+    if (found.missing) return say(MISSING[found.missing], { card: this.#card });
+    const gains = found.factor >= 1;
+    return say(gains ? "speed" : "speed_slower", {
+      factor: (gains ? found.factor : 1 / found.factor).toFixed(1),
+      tokens: count(found.tokens),
+      bits: `${qkBits}/${pvBits}`,
+    });
   }
 }
-
