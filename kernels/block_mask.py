@@ -11,11 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .block_lists import pack_bits, unpack_bits, write_lists
+
 BLOCK_SIZES = (32, 64, 128)
 MAX_KEY_BLOCKS = torch.iinfo(torch.int16).max
 # The kernels add 32-bit offsets to the start of the lists.
 MAX_COMPUTED_BLOCKS = torch.iinfo(torch.int32).max
-PACKED_AT_ONCE = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,16 +85,22 @@ class BlockMask:
         return self.row_offsets.diff().view(self.heads, -1)
 
     @classmethod
-    def from_dense(cls, mask: Tensor, block: tuple[int, int], tokens: int) -> BlockMask:
+    def from_dense(
+        cls, mask: Tensor, block: tuple[int, int], tokens: int, entries: int | None = None
+    ) -> BlockMask:
         """Packs a boolean mask.
 
         Args:
             mask: bool [H, Qb, KVb], True where the block is computed.
             block: (query, key) tokens of a block.
             tokens: grid tokens that the mask covers.
+            entries: length of the lists, at least the number of computed blocks. With it the host
+                does not wait for the device, so that it is checked on the CPU only: lists that
+                are too short are cut off at their end. None reads the number from the mask.
 
         Raises:
-            ValueError: if the mask does not have the blocks that ``tokens`` and ``block`` give.
+            ValueError: if the mask does not have the blocks that ``tokens`` and ``block`` give, or
+                has more computed blocks than ``entries`` or 32 bits allow.
             TypeError: if the mask is not boolean.
         """
         check_block(block)
@@ -113,27 +120,26 @@ class BlockMask:
                 "use larger blocks"
             )
         counts = mask.sum(-1, dtype=torch.int32).view(-1)
-        total = int(counts.sum(dtype=torch.int64))
-        check_list_entries(total)
+        if entries is None or mask.device.type == "cpu":
+            total = int(counts.sum(dtype=torch.int64))
+            if entries is not None and total > entries:
+                raise ValueError(
+                    f"entries must be at least the mask's {total} computed blocks, got {entries}"
+                )
+            entries = total if entries is None else entries
+        check_list_entries(entries)
         offsets = counts.new_zeros(counts.shape[0] + 1)
         torch.cumsum(counts, 0, dtype=torch.int32, out=offsets[1:])
-        heads, query_blocks, key_blocks = mask.shape
-        bits = mask.new_zeros(heads, query_blocks, -(-key_blocks // 32), dtype=torch.int32)
-        column = torch.arange(key_blocks, dtype=torch.int16, device=mask.device)
-        lists = []
-        # A few heads at a time: packing the bits takes over 8 bytes a block.
-        together = max(1, PACKED_AT_ONCE // (query_blocks * key_blocks))
-        for start in range(0, heads, together):
-            part = mask[start : start + together]
-            lists.append(column.expand_as(part)[part])
-            bits[start : start + together] = _pack_bits(part)
-        return cls(offsets, torch.cat(lists), bits, block, tokens)
+        # No kernel reads behind the lists, whatever the caller counted.
+        offsets.clamp_(max=entries)
+        bits = pack_bits(mask)
+        lists = torch.zeros(entries, dtype=torch.int16, device=mask.device)
+        write_lists(bits, offsets, lists)
+        return cls(offsets, lists, bits, block, tokens)
 
     def to_dense(self) -> Tensor:
         """bool [H, Qb, KVb], True where the block is computed."""
-        column = torch.arange(self.num_key_blocks, device=self.computed_bits.device)
-        words = self.computed_bits[..., column // 32]
-        return (words >> (column % 32).to(torch.int32)) & 1 == 1
+        return unpack_bits(self.computed_bits, self.num_key_blocks)
 
     def density(self) -> float:
         """Computed / all blocks. Reads the count back to the host: not for the sampling loop."""
@@ -164,16 +170,3 @@ def check_list_entries(total: int) -> None:
             f"mask must have at most {MAX_COMPUTED_BLOCKS} computed blocks in all heads, got "
             f"{total}; use larger blocks"
         )
-
-
-def _pack_bits(mask: Tensor) -> Tensor:
-    heads, query_blocks, key_blocks = mask.shape
-    words = -(-key_blocks // 32)
-    padded = torch.zeros(heads, query_blocks, words * 32, dtype=torch.bool, device=mask.device)
-    padded[..., :key_blocks] = mask
-    weights = torch.ones(32, dtype=torch.int64, device=mask.device) << torch.arange(
-        32, device=mask.device
-    )
-    packed = (padded.view(heads, query_blocks, words, 32) * weights).sum(-1)
-    # Bit 31 is the sign of the int32 word.
-    return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32)

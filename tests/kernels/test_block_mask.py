@@ -49,14 +49,19 @@ def test_the_last_bit_of_a_word_survives_the_sign():
     assert torch.equal(BlockMask.from_dense(mask, (32, 32), 33 * 32).to_dense(), mask)
 
 
-def test_packing_a_head_at_a_time_changes_nothing(monkeypatch):
-    mask = torch.rand(5, 9, 9) < 0.4
-    mask[2] = False
-    at_once = BlockMask.from_dense(mask, (32, 32), 270)
-    monkeypatch.setattr(block_mask, "PACKED_AT_ONCE", 1)
-    one_by_one = BlockMask.from_dense(mask, (32, 32), 270)
-    for name in ("row_offsets", "kv_indices", "computed_bits"):
-        assert torch.equal(getattr(at_once, name), getattr(one_by_one, name))
+def test_a_length_from_the_caller_makes_room_and_nothing_else():
+    mask = torch.rand(3, 9, 5) < 0.4
+    mask[1] = False
+    exact = BlockMask.from_dense(mask, (32, 64), 285)
+    total = int(mask.sum())
+    roomy = BlockMask.from_dense(mask, (32, 64), 285, entries=total + 11)
+    assert exact.kv_indices.shape == (total,) and roomy.kv_indices.shape == (total + 11,)
+    assert torch.equal(roomy.kv_indices[:total], exact.kv_indices)
+    assert torch.equal(roomy.row_offsets, exact.row_offsets)
+    assert torch.equal(roomy.computed_bits, exact.computed_bits)
+    assert roomy.density() == pytest.approx(mask.float().mean().item())
+    with pytest.raises(ValueError, match=f"at least the mask's {total} computed blocks, got 3"):
+        BlockMask.from_dense(mask, (32, 64), 285, entries=3)
 
 
 def test_rejects_a_mask_of_another_grid():
