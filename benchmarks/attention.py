@@ -1,49 +1,54 @@
-"""Times the whole attention call against torch's SDPA: ``python benchmarks/attention.py``.
+"""Times attention against torch's SDPA and other packages: ``python benchmarks/attention.py``.
 
 A call is what a user pays for: gather by each head's own permutation, statistics, quantisation,
-attention over the block lists with the pooled tail, rows restored. Every head has its own random
-permutation and its own random mask whose row counts vary by +-50 %; a density is that of the grid,
-extra tokens are dense beside it. Each row passes a correctness
-gate against float32 attention before it is timed. All functions of a shape run in turn, one launch
-each, after a warm-up that brings the card to its sustained clocks; medians are reported.
+attention over the block lists with the pooled tail, rows restored. Every head has its own
+permutation and its own mask: random, with row counts that vary by +-50 %, or that of a head of the
+demo model (demo_masks.py). A density is that of the grid, extra tokens are dense beside it. Each
+function passes a correctness gate against float32 attention before it is timed: one of ours that
+fails ends the run, a peer that fails is listed with its error and not timed. All functions of a
+shape run in turn, one launch each, after a warm-up to sustained clocks; medians are reported.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from _package import ROOT
+from bench_cases import Inputs, Shape, random_inputs, random_mask, relative_error
+from compile_ahead import Variant, compile_ahead
+from demo_masks import DemoHeads, record
+from kernel_parts import call, parts
+from overhead import PREFIX, overhead_functions, overhead_row
+from peers import BASELINE, PEERS, SOME, Peer, selected
+from timing import machine, sustained_ms
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from _package import load_package  # noqa: E402
-
-load_package()
-
-from paro_attention.kernels import BlockMask, sparse_attention  # noqa: E402
-
-MAIN_SHAPE = (1, 12, 32768, 128)
-OTHER_SHAPES = ((1, 12, 32760, 128), (1, 48, 17776, 64), (1, 40, 75600, 128))
-# Joint sequences, the extra tokens (text) counted: an image of 1024 x 1024, a video; and heads that
-# the kernels store wider than they are.
-JOINT_SHAPES = (
-    ((1, 24, 4096 + 512, 128), 512),
-    ((1, 24, 32760 + 256, 128), 256),
-    ((1, 24, 4096 + 512, 96), 512),
-    ((1, 16, 4096 + 512, 256), 512),
-)
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1)
+SPARSE = DENSITIES[1:]
+BLOCKS = ((64, 128), (128, 128), (64, 64), (128, 64))
+SHAPES: dict[str, tuple[Shape, ...]] = {
+    "main": (Shape(12, 32768, 128, grid=(8, 64, 64), peers="all"),),
+    "sizes": (
+        Shape(12, 32760, 128, grid=(21, 30, 52)),
+        Shape(48, 17776, 64, grid=(11, 16, 101), peers="some"),
+        Shape(40, 75600, 128, grid=(21, 45, 80), peers="some"),
+        Shape(24, 118800, 128, grid=(33, 45, 80), peers="some"),
+    ),
+    # Joint sequences, the extra tokens (text) counted: an image of 1024 x 1024, a video; and heads
+    # that the kernels store wider than they are.
+    "joint": (
+        Shape(24, 4096 + 512, 128, 512, grid=(1, 64, 64), peers="some"),
+        Shape(12, 32760 + 256, 128, 256),
+        Shape(24, 4096 + 512, 96, 512),
+        Shape(16, 4096 + 512, 256, 512),
+    ),
+}
 ERROR_BUDGET = {
     (16, 16): 0.006,
     (8, 16): 0.016,
@@ -54,241 +59,245 @@ ERROR_BUDGET = {
 }
 
 
-def random_mask(heads: int, tokens: int, block: tuple[int, int], density: float) -> BlockMask:
-    """Random blocks per head; a row keeps density * uniform(0.5, 1.5) of them, at least one."""
-    query_blocks, key_blocks = (math.ceil(tokens / side) for side in block)
-    share = torch.rand(heads, query_blocks, 1, device="cuda") + 0.5
-    counts = (share * density * key_blocks).round().clamp(1, key_blocks)
-    if density == 1.0:
-        counts = torch.full_like(counts, key_blocks)
-    rank = torch.rand(heads, query_blocks, key_blocks, device="cuda").argsort(-1).argsort(-1)
-    return BlockMask.from_dense(rank < counts, block, tokens)
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One way to call our attention; ``alone`` times its kernel without the pre-pass as well."""
+
+    density: float
+    block: tuple[int, int] = (64, 128)
+    bits: tuple[int, int] = (8, 8)
+    tail: bool = True
+    masks: str = "random"
+    alone: bool = False
+
+    def __str__(self) -> str:
+        parts = [f"PARO {self.bits[0]}/{self.bits[1]}", f"{self.block[0]}x{self.block[1]}"]
+        parts += [f"density {self.density}"]
+        parts += ["no tail"] * (not self.tail) + ["demo masks"] * (self.masks == "demo")
+        return ", ".join(parts)
 
 
-def exact_rows(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: BlockMask,
-    permutation: Tensor,
-    head: int,
-    query_block: int,
-    tail: bool,
-) -> tuple[Tensor, Tensor]:
-    """Float32 attention of one query block in the head's order, and the tokens of its rows.
+@dataclass(slots=True)
+class Bench:
+    """The functions of one shape, what is known of each, and what could not run."""
 
-    The query block behind the grid's last stands for the first extra tokens.
-    """
-    order = permutation[head].long()
-    side, key_side = mask.block
-    of_grid = query_block < mask.num_query_blocks
-    first = query_block * side if of_grid else mask.tokens
-    rows = order[first : min(first + side, mask.tokens if of_grid else len(order))]
-    queries, keys, values = (x[0, head].float() for x in (q, k, v))
-    queries, keys, values = queries[rows], keys[order], values[order]
-    scale = q.shape[-1] ** -0.5
-    computed = mask.to_dense()[head, min(query_block, mask.num_query_blocks - 1)]
-    if not of_grid:
-        computed = torch.ones_like(computed)
-    kept = computed.repeat_interleave(key_side)[: mask.tokens]
-    kept = F.pad(kept, (0, len(order) - mask.tokens), value=True)
-    logits = (queries @ keys.T * scale).masked_fill(~kept, -math.inf)
-    if tail and not bool(computed.all()):
-        block_of = torch.arange(mask.tokens, device=q.device) // key_side
-        sizes = torch.bincount(block_of).float()
-        pooled = [
-            torch.zeros(len(sizes), q.shape[-1], device=q.device).index_add_(0, block_of, x)
-            / sizes[:, None]
-            for x in (keys[: mask.tokens], values[: mask.tokens])
-        ]
-        extra = (queries @ pooled[0].T * scale + sizes.log()).masked_fill(computed, -math.inf)
-        logits, values = torch.cat((logits, extra), -1), torch.cat((values, pooled[1]))
-    return torch.softmax(logits, -1) @ values, rows
+    inputs: Inputs
+    functions: dict[str, Callable[[], object]] = field(default_factory=dict)
+    details: dict[str, dict[str, Any]] = field(default_factory=dict)
+    not_run: list[dict[str, str]] = field(default_factory=list)
 
+    def add_peer(self, peer: Peer, densities: Iterable[float]) -> None:
+        shape, q, k, v = self.inputs.shape, self.inputs.q, self.inputs.k, self.inputs.v
+        reason = peer.available(torch.cuda.get_device_capability(), shape.head_dim)
+        if reason is not None:
+            self._skip(peer.name, reason)
+            return
+        for density in densities if peer.sparse else (1.0,):
+            name = f"{peer.name}, density {density}" if peer.sparse else peer.name
+            mask = None
+            try:
+                if peer.block is not None:
+                    mask = random_mask(shape.heads, shape.tokens, peer.block, density)
+                function = peer.bind(q, k, v, mask, density)
+                error, shown = peer.error(function(), q, k, v, mask)
+            except Exception as problem:
+                self._skip(name, f"{type(problem).__name__}: {problem}".splitlines()[0][:200])
+                continue
+            if not error <= peer.budget:
+                self._skip(name, f"relative error {error:.4f} over its budget {peer.budget:.4f}")
+                continue
+            self.functions[name] = function
+            self.details[name] = {
+                "ours": False, "baseline": peer.name == BASELINE, "peer": peer.key,
+                "whole_call": peer.whole_call, "block": list(mask.block) if mask else None,
+                "density": mask.density() if mask else density,
+                "qk_bits": peer.bits[0], "pv_bits": peer.bits[1], "rel_err": shown,
+                "gate_err": error, "own_blocks": peer.own_blocks, "note": peer.note,
+            }  # fmt: skip
 
-def relative_error(
-    out: Tensor, q: Tensor, k: Tensor, v: Tensor, mask: BlockMask, permutation: Tensor, tail: bool
-) -> float:
-    """Largest relative error over a few query blocks, the ragged last one and extra tokens too."""
-    heads, last = q.shape[1], mask.num_query_blocks - 1
-    errors = []
-    checked = [(0, 0), (heads // 2, last // 2), (heads - 1, last)]
-    if mask.tokens < q.shape[2]:
-        checked.append((heads - 1, last + 1))
-    for head, query_block in checked:
-        want, rows = exact_rows(q, k, v, mask, permutation, head, query_block, tail)
-        got = out[0, head, rows].float()
-        errors.append(float((got - want).norm() / want.norm()))
-    return max(errors)
+    def _skip(self, name: str, reason: str) -> None:
+        print(f"{name:52s} not run: {reason}", flush=True)
+        self.not_run.append({"name": name, "shape": str(self.inputs.shape), "reason": reason})
 
-
-def sustained_ms(functions: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median milliseconds of each function, launched in turn at sustained clocks."""
-    for function in functions.values():
-        function()
-    torch.cuda.synchronize()
-    end_of_warm_up = time.monotonic() + seconds / 2
-    while time.monotonic() < end_of_warm_up:
-        for function in functions.values():
-            function()
-        torch.cuda.synchronize()
-    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {
-        name: [] for name in functions
-    }
-    end = time.monotonic() + seconds
-    while time.monotonic() < end or len(next(iter(events.values()))) < 5:
-        for name, function in functions.items():
-            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
-            pair[0].record()
-            function()
-            pair[1].record()
-            events[name].append(pair)
-        torch.cuda.synchronize()
-    return {
-        name: statistics.median(a.elapsed_time(b) for a, b in pairs)
-        for name, pairs in events.items()
-    }
-
-
-def bench_shape(
-    shape: tuple[int, int, int, int], settings: list[tuple], seconds: float, extra_tokens: int = 0
-) -> list[dict]:
-    """Rows of one shape; ``settings`` are (density, block, qk_bits, pv_bits, tail).
-
-    The last ``extra_tokens`` of the shape's tokens lie behind the grid that the mask covers.
-    """
-    batch, heads, tokens, head_dim = shape
-    q, k, v = (
-        torch.randn(batch, tokens, heads * head_dim, device="cuda", dtype=torch.bfloat16)
-        .view(batch, tokens, heads, head_dim)
-        .transpose(1, 2)
-        for _ in range(3)
-    )
-    grid_tokens = tokens - extra_tokens
-    behind = torch.arange(grid_tokens, tokens, device="cuda")
-    orders = [torch.randperm(grid_tokens, device="cuda") for _ in range(heads)]
-    permutation = torch.stack([torch.cat((order, behind)) for order in orders]).int()
-    functions: dict[str, Callable[[], object]] = {
-        "torch SDPA (default)": lambda: F.scaled_dot_product_attention(q, k, v)
-    }
-    details: dict[str, dict] = {
-        "torch SDPA (default)": {
-            "ours": False, "block": None, "density": 1.0, "qk_bits": 16, "pv_bits": 16,
-            "rel_err": None,
-        }
-    }  # fmt: skip
-    for density, block, qk_bits, pv_bits, tail in settings:
-        mask = random_mask(heads, grid_tokens, block, density)
-        name = f"PARO {qk_bits}/{pv_bits}, {block[0]}x{block[1]}, density {density}" + (
-            "" if tail else ", no tail"
+    def add(self, setting: Setting, demo: DemoHeads | None) -> None:
+        inputs, shape, name = self.inputs, self.inputs.shape, str(setting)
+        if setting.masks == "demo":
+            assert demo is not None
+            mask = demo.mask(shape, setting.block, setting.density, inputs.q.device)
+        else:
+            mask = random_mask(shape.heads, shape.grid_tokens, setting.block, setting.density)
+        run = call(inputs, mask, setting.bits, setting.tail)
+        taken = parts(run)
+        error = relative_error(
+            taken.out, inputs.q, inputs.k, inputs.v, mask, inputs.permutation, setting.tail
         )
-
-        def call(mask=mask, qk_bits=qk_bits, pv_bits=pv_bits, tail=tail) -> Tensor:
-            return sparse_attention(
-                q,
-                k,
-                v,
-                mask,
-                permutation,
-                qk_bits=qk_bits,
-                pv_bits=pv_bits,
-                tail=tail,
-                implementation="triton",
-            )
-
-        error = relative_error(call(), q, k, v, mask, permutation, tail)
-        budget = ERROR_BUDGET[qk_bits, pv_bits] * (1.0 if density == 1.0 else 1.3)
+        budget = ERROR_BUDGET[setting.bits] * (1.0 if setting.density == 1.0 else 1.3)
         if not error <= budget:
             raise SystemExit(
                 f"{name} on {shape}: relative error {error:.4f} over its budget {budget:.4f}"
             )
-        functions[name] = call
-        details[name] = {
-            "ours": True, "block": list(block), "density": mask.density(), "qk_bits": qk_bits,
-            "pv_bits": pv_bits, "rel_err": error, "tail": tail,
+        details = {
+            "ours": True, "baseline": False, "whole_call": True, "block": list(setting.block),
+            "density": mask.density(), "qk_bits": setting.bits[0], "pv_bits": setting.bits[1],
+            "rel_err": error, "tail": setting.tail, "masks": setting.masks,
         }  # fmt: skip
-    whole_map = 4.0 * batch * heads * tokens * tokens * head_dim
-    share_of_grid = (grid_tokens / tokens) ** 2
-    rows = []
-    timings = sustained_ms(functions, seconds)
-    base = timings["torch SDPA (default)"]
-    for name, ms in timings.items():
-        row = {
-            "name": name,
-            "whole_call": True,
-            "batch": batch,
-            "heads": heads,
-            "tokens": tokens,
-            "extra_tokens": extra_tokens,
-            "head_dim": head_dim,
-        }
-        row |= details[name] | {"ms": ms, "speed_up": base / ms}
-        done = 1.0 - share_of_grid * (1.0 - row["density"])
-        row["tflops"] = whole_map * done / ms / 1e9
-        rows.append(row)
-        error = "" if row["rel_err"] is None else f"  error {row['rel_err']:.4f}"
-        print(
-            f"{name:45s} S={tokens:6d} E={extra_tokens:4d} D={head_dim:3d} {ms:8.3f} ms "
-            f"{row['tflops']:6.0f} TFLOP/s {base / ms:6.2f}x{error}",
-            flush=True,
-        )
-    return rows
+        self.functions[name], self.details[name] = run, details
+        if setting.alone:
+            self.functions[f"{name}, kernel alone"] = taken.attend
+            self.details[f"{name}, kernel alone"] = details | {"whole_call": False}
+
+    def timed(self, seconds: float) -> tuple[list[dict[str, Any]], dict[str, float]]:
+        """Rows of the report, and the times of the overhead's parts."""
+        shape = self.inputs.shape
+        timings = sustained_ms(self.functions, seconds, 5 if shape.flops < 5e13 else 3)
+        base, rows = timings[BASELINE], []
+        for name, details in self.details.items():
+            row = {
+                "name": name, "whole_call": True, "batch": shape.batch, "heads": shape.heads,
+                "tokens": shape.tokens, "extra_tokens": shape.extra_tokens,
+                "head_dim": shape.head_dim,
+            }  # fmt: skip
+            ms = timings[name]
+            row |= details | {"ms": ms, "speed_up": base / ms}
+            share_of_grid = (shape.grid_tokens / shape.tokens) ** 2 if row["ours"] else 1.0
+            done = 1.0 - share_of_grid * (1.0 - row["density"])
+            row["tflops"] = shape.flops * done / ms / 1e9
+            rows.append(row)
+            print(
+                f"{name:52s} S={shape.tokens:6d} E={shape.extra_tokens:3d} D={shape.head_dim:3d} "
+                f"{ms:8.3f} ms {row['tflops']:5.0f} TFLOP/s {base / ms:6.2f}x "
+                f"error {row['rel_err']:.4f}",
+                flush=True,
+            )
+        return rows, {name: ms for name, ms in timings.items() if name.startswith(PREFIX)}
 
 
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return found.stdout.strip() or "unknown"
+def settings_of(shape: Shape, group: str, masks: tuple[str, ...], quick: bool) -> list[Setting]:
+    """What of ours is timed at a shape; the main shape has every block and every pair of bits."""
+    if group != "main" or quick:
+        chosen = [Setting(d, alone=quick) for d in DENSITIES]
+    else:
+        chosen = [Setting(d, block, alone=True) for block in BLOCKS for d in DENSITIES]
+        chosen += [Setting(d, tail=False) for d in (0.5, 0.2)]
+        chosen += [Setting(d, bits=(8, 16), alone=True) for d in (1.0, 0.5, 0.2)]
+        chosen += [Setting(d, bits=bits) for bits in ((16, 16), (4, 4)) for d in (1.0, 0.5, 0.2)]
+    if "random" not in masks:
+        chosen = [setting for setting in chosen if setting.density == 1.0]
+    if "demo" in masks and shape.grid is not None:
+        chosen += [Setting(d, masks="demo") for d in SPARSE]
+    return chosen
 
 
-def main() -> None:
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / "attention.json")
-    parser.add_argument("--quick", action="store_true", help="the main shape only, fewer settings")
+    parser.add_argument("--quick", action="store_true", help="main shape, 64x128 blocks, 8/8 bits")
+    parser.add_argument("--shapes", default="all", help=f"all, or out of {', '.join(SHAPES)}")
+    parser.add_argument(
+        "--peers", default=None,
+        help=f"all, some ({', '.join(SOME)}), none, or keys; default: by shape",
+    )  # fmt: skip
+    parser.add_argument("--masks", default=None, help="random, demo or both: random,demo (default)")
     parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds per shape")
+    parser.add_argument("--budget", type=float, help="begin no shape after this many seconds")
+    parser.add_argument("--workers", type=int, default=12, help="processes that compile ahead")
     parser.add_argument("--commit", default=None, help="commit to record where there is no git")
-    arguments = parser.parse_args()
+    given = parser.parse_args()
+    if given.shapes == "all":
+        given.shapes = "main" if given.quick else ",".join(SHAPES)
+    given.masks = given.masks or ("random" if given.quick else "random,demo")
+    unknown = [name for name in given.shapes.split(",") if name not in SHAPES]
+    unknown += [name for name in given.masks.split(",") if name not in ("random", "demo")]
+    if unknown:
+        parser.error(f"unknown choice {unknown[0]!r}; see --help")
+    try:
+        selected(given.peers or "all")
+    except ValueError as error:
+        parser.error(str(error))
+    return given
+
+
+def main() -> None:
+    given = parse()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/attention.py needs a CUDA GPU; this machine has none")
-    import triton
-
+    begin = time.monotonic()
     torch.manual_seed(0)
-    full = [(d, (64, 128), 8, 8, True) for d in DENSITIES]
-    full += [(d, (128, 128), 8, 8, True) for d in DENSITIES] + [
-        (d, (64, 64), 8, 8, True) for d in DENSITIES
+    masks = tuple(given.masks.split(","))
+    todo = [
+        (shape, settings_of(shape, group, masks, given.quick))
+        for group in given.shapes.split(",")
+        for shape in SHAPES[group]
     ]
-    full += [(d, (64, 128), 8, 8, False) for d in (0.5, 0.2)]
-    full += [(d, (64, 128), 8, 16, True) for d in (1.0, 0.5, 0.2)]
-    full += [(d, (64, 128), 16, 16, True) for d in (1.0, 0.5, 0.2)]
-    full += [(d, (64, 128), 4, 4, True) for d in (1.0, 0.5, 0.2)]
-    rows = bench_shape(MAIN_SHAPE, full, arguments.seconds)
-    if not arguments.quick:
-        for shape in OTHER_SHAPES:
-            rows += bench_shape(
-                shape, [(d, (64, 128), 8, 8, True) for d in DENSITIES], arguments.seconds
-            )
-            torch.cuda.empty_cache()
-        for shape, extra_tokens in JOINT_SHAPES:
-            rows += bench_shape(
-                shape, [(d, (64, 128), 8, 8, True) for d in DENSITIES], arguments.seconds,
-                extra_tokens,
-            )  # fmt: skip
-    report = {
-        "gpu": torch.cuda.get_device_name(),
-        "versions": {
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "cuda": torch.version.cuda,
-        },
-        "commit": arguments.commit or commit(),
-        "rows": rows,
-    }
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(report, indent=1) + "\n")
-    print(f"wrote {arguments.out}")
+    compile_ahead(
+        (
+            Variant(shape.head_dim, s.block, *s.bits, s.tail, shape.extra_tokens > 0)
+            for shape, settings in todo
+            for s in settings
+        ),
+        given.workers,
+    )
+    print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
+    demo = DemoHeads(record(torch.device("cuda"), (64, 128))) if "demo" in masks else None
+    capability = torch.cuda.get_device_capability()
+    report: dict[str, Any] = machine(given.commit) | {
+        "rows": [], "overhead": [], "not_run": [],
+        "peers": [
+            {"key": peer.key, "name": peer.name, "reason": peer.available(capability, 128)}
+            for peer in PEERS
+        ],
+    }  # fmt: skip
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    for shape, settings in todo:
+        passed = time.monotonic() - begin
+        if given.budget is not None and passed > given.budget:
+            reason = f"the budget of {given.budget:.0f} s was spent"
+            print(f"{shape}: not run, {reason}", flush=True)
+            report["not_run"].append({"name": "all", "shape": str(shape), "reason": reason})
+            continue
+        bench_shape(shape, settings, given, demo, report)
+        report["seconds"] = round(time.monotonic() - begin, 1)
+        given.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"after {report['seconds']:.0f} s: {shape}, wrote {given.out}", flush=True)
+
+
+def bench_shape(
+    shape: Shape,
+    settings: list[Setting],
+    given: argparse.Namespace,
+    demo: DemoHeads | None,
+    report: dict[str, Any],
+) -> None:
+    """Times one shape and adds to the report."""
+    inputs = random_inputs(shape, "cuda")
+    bench = Bench(inputs)
+    for peer in selected(given.peers or shape.peers):
+        bench.add_peer(peer, SPARSE)
+    for setting in settings:
+        bench.add(setting, demo)
+    measured = shape.peers == "all" or shape.extra_tokens == 0
+    if measured:
+        mask = random_mask(shape.heads, shape.grid_tokens, (64, 128), 0.3)
+        bench.functions |= overhead_functions(inputs, mask)
+    rows, extra = bench.timed(given.seconds)
+    report["rows"] += rows
+    report["not_run"] += bench.not_run
+    if measured:
+        ms = next(row["ms"] for row in rows if row["baseline"])
+        row = asdict(shape) | {"density": 0.3, "block": [64, 128], "bits": [8, 8]}
+        report["overhead"].append(row | overhead_row(extra, ms))
+        shares = report["overhead"][-1]
+        print(
+            f"pre-pass {shares['prepass_ms']:.3f} ms; of dense SDPA: pre-pass and epilogue "
+            f"{shares['prepass_and_epilogue_share']:.2%}, reorder in the call "
+            f"{shares['reorder_in_call_share']:.2%}, reorder alone "
+            f"{shares['reorder_alone_share']:.2%}",
+            flush=True,
+        )
+    del bench
+    torch.cuda.empty_cache()
 
 
 if __name__ == "__main__":

@@ -19,23 +19,26 @@ README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SECTION = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
 DENSITIES = (0.5, 0.3, 0.2, 0.1)
+ALL_DENSITIES = (1.0, *DENSITIES)
 SHOWN_DENSITY = 0.02  # how far a random mask's density may lie from the one it is listed under
 
 
 def attention_table(results: Path) -> str | None:
-    """Whole-call speed-up over SDPA by bits and density, from attention-h100.json."""
+    """Whole-call speed-up over SDPA by bits, masks and density, from attention-h100.json."""
     report = _read(results / "attention-h100.json")
     if report is None:
         return None
     rows = [row for row in report["rows"] if row["whole_call"]]
-    dense = {_shape(row): row["ms"] for row in rows if not row["ours"]}
+    dense = _dense_ms(rows)
     groups: dict[tuple, dict[float, dict]] = {}
     for row in rows:
         if row["ours"] and row.get("tail", True):
-            key = (_shape(row), f"{row['qk_bits']}/{row['pv_bits']}", tuple(row["block"]))
-            for density in (1.0, *DENSITIES):
-                if abs(row["density"] - density) < SHOWN_DENSITY:
-                    groups.setdefault(key, {})[density] = row
+            bits = f"{row['qk_bits']}/{row['pv_bits']}"
+            if row.get("masks") == "demo":
+                bits += ", demo masks"
+            key = (_shape(row), bits, tuple(row["block"]))
+            if (density := _listed(row)) is not None:
+                groups.setdefault(key, {})[density] = row
     lines = [
         "| tokens, heads x dim | bits | block | SDPA | density 0.5 | 0.3 | 0.2 | 0.1 | error |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -50,13 +53,87 @@ def attention_table(results: Path) -> str | None:
         cells = [f"{tokens:,}, {heads} x {head_dim}", bits, f"{block[0]}x{block[1]}"]
         cells += [f"{dense[shape]:.2f} ms", *speeds, error]
         lines.append(f"| {' | '.join(cells)} |")
-    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    uneven = (
+        " Demo masks: those of the demo model's heads, evaluated on a grid of that many tokens."
+        if any("demo masks" in bits for _, bits, _ in groups)
+        else ""
+    )
     lines += [
         "",
-        f"{report['gpu']}, {versions}, commit `{report['commit']}`, `make bench`. Speed-up of the "
+        f"{_machine(report)}. Speed-up of the "
         "whole attention call (reorder, quantise, attend with the pooled tail, restore; bf16 in "
         "and out) over torch's default SDPA, launched in turn at sustained clocks. Error: at "
-        "density 1, relative to float32 attention on random normal data.",
+        f"density 1, relative to float32 attention on random normal data.{uneven}",
+    ]
+    return "\n".join(lines)
+
+
+def peer_table(results: Path) -> str | None:
+    """Other packages beside ours at the main shape, from attention-h100.json."""
+    report = _read(results / "attention-h100.json")
+    if report is None or "peers" not in report:
+        return None
+    first = _shape(report["rows"][0])
+    rows = [row for row in report["rows"] if _shape(row) == first and row.get("extra_tokens") == 0]
+    ours = [
+        row for row in rows
+        if row["ours"] and row["whole_call"] and row["tail"] and row["masks"] == "random"
+        and row["block"] == [64, 128] and (row["qk_bits"], row["pv_bits"]) == (8, 8)
+    ]  # fmt: skip
+    groups: dict[str, dict[float, dict]] = {}
+    for row in [row for row in rows if not row["ours"]] + ours:
+        name = "**PARO 8/8, 64x128**" if row["ours"] else row["name"].split(", density")[0]
+        if (density := _listed(row)) is not None:
+            groups.setdefault(name, {})[density] = row
+    lines = [
+        "| ms of a call at density | 1 | 0.5 | 0.3 | 0.2 | 0.1 | error | |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, by_density in groups.items():
+        cells = [f"{by_density[d]['ms']:.2f}" if d in by_density else "" for d in ALL_DENSITIES]
+        row = next(iter(by_density.values()))
+        error = "" if row["rel_err"] is None or row.get("own_blocks") else f"{row['rel_err']:.3f}"
+        lines.append(f"| {' | '.join([name, *cells, error, row.get('note', '')])} |")
+    absent = [f"{peer['name']} ({peer['reason']})" for peer in report["peers"] if peer["reason"]]
+    _, heads, tokens, head_dim = first
+    lines += ["", f"{tokens:,} tokens, {heads} x {head_dim}; {_machine(report)}."]
+    if absent:
+        lines[-1] += f" Not run: {'; '.join(absent)}."
+    return "\n".join(lines)
+
+
+def kernel_table(results: Path) -> str | None:
+    """The kernel without its pre-pass, and what the pre-pass costs, from attention-h100.json."""
+    report = _read(results / "attention-h100.json")
+    if report is None or not report.get("overhead"):
+        return None
+    groups: dict[tuple, dict[float, dict]] = {}
+    for row in report["rows"]:
+        if row["ours"] and not row["whole_call"] and (density := _listed(row)) is not None:
+            bits = f"{row['qk_bits']}/{row['pv_bits']}"
+            groups.setdefault((_shape(row), bits, tuple(row["block"])), {})[density] = row
+    lines = [
+        "| kernel alone, TFLOP/s at density | block | 1 | 0.5 | 0.3 | 0.2 | 0.1 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (shape, bits, block), by_density in groups.items():
+        cells = [f"{by_density[d]['tflops']:.0f}" if d in by_density else "" for d in ALL_DENSITIES]
+        size = f"{shape[2]:,} tokens, {bits}"
+        lines.append(f"| {' | '.join([size, f'{block[0]}x{block[1]}', *cells])} |")
+    lines += [
+        "",
+        "| of dense SDPA's time | pre-pass and epilogue | reorder in the call | reorder alone |",
+        "|---|---|---|---|",
+    ]
+    for row in report["overhead"]:
+        shares = ("prepass_and_epilogue_share", "reorder_in_call_share", "reorder_alone_share")
+        size = f"{row['tokens']:,}, {row['heads']} x {row['head_dim']}"
+        lines.append(f"| {size} | {' | '.join(f'{row[name]:.1%}' for name in shares)} |")
+    lines += [
+        "",
+        f"{_machine(report)}. TFLOP/s count the whole map times the density. Reorder in the call: "
+        "pre-pass and kernel with each head's order against the model's. Reorder alone: rows of "
+        "q, k and v gathered, against copied.",
     ]
     return "\n".join(lines)
 
@@ -100,6 +177,8 @@ def demo_table(results: Path) -> str | None:
 
 SECTIONS: dict[str, Callable[[Path], str | None]] = {
     "attention": attention_table,
+    "peers": peer_table,
+    "kernel": kernel_table,
     "demo": demo_table,
 }
 
@@ -125,6 +204,22 @@ def filled(text: str, results: Path = RESULTS) -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _dense_ms(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int, int], float]:
+    """Milliseconds of torch's default SDPA by shape."""
+    return {_shape(row): row["ms"] for row in rows if row.get("baseline", not row["ours"])}
+
+
+def _listed(row: dict[str, Any]) -> float | None:
+    """The density that a row is listed under; None where it lies under none."""
+    near = [d for d in ALL_DENSITIES if abs(row["density"] - d) < SHOWN_DENSITY]
+    return near[0] if near else None
+
+
+def _machine(report: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
+    return f"{report['gpu']}, {versions}, commit `{report['commit']}`, `make bench`"
 
 
 def _shape(row: dict[str, Any]) -> tuple[int, int, int, int]:

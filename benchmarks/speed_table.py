@@ -2,7 +2,8 @@
 
     python benchmarks/speed_table.py
 
-Only whole calls with the tail on are taken, as shares of the time of torch's own attention.
+Only whole calls with the tail on and random masks are taken, as shares of the time of torch's own
+attention.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ MODULE = ROOT / "web" / "js" / "paro_speed_table.js"
 def measured(report: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry per shape, block and bits: [density, time / dense time], ascending."""
     entries: dict[tuple[Any, ...], list[list[float]]] = {}
-    dense = {_shape(row): row["ms"] for row in report["rows"] if not row["ours"]}
+    dense = {
+        _shape(row): row["ms"] for row in report["rows"] if row.get("baseline", not row["ours"])
+    }
     for row in report["rows"]:
         if not row["ours"] or not row["tail"] or not row["whole_call"]:
+            continue
+        if row.get("masks", "random") != "random":
             continue
         key = (row["tokens"], row["head_dim"], *row["block"], row["qk_bits"], row["pv_bits"])
         point = [round(row["density"], 4), round(row["ms"] / dense[_shape(row)], 4)]

@@ -1,0 +1,89 @@
+"""PARO's call for the benchmarks, whole and in its parts: the pre-pass, the attention kernel.
+
+The one place of benchmarks/ that knows how ``kernels/triton`` is put together: its module has
+functions ``prepare`` and ``attend``, which one call runs in turn, and chooses by ``select_launch``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from bench_cases import Inputs
+from paro_attention.kernels import BlockMask, sparse_attention
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The two parts of one call, to be run again and again.
+
+    ``attend`` reads what ``prepare`` made in the recorded call and writes into ``out``.
+    """
+
+    prepare: Callable[[], object]
+    attend: Callable[[], object]
+    out: Tensor
+
+
+def call(
+    inputs: Inputs, mask: BlockMask, bits: tuple[int, int], tail: bool = True
+) -> Callable[[], Tensor]:
+    """The whole call, as a user pays for it."""
+
+    def run() -> Tensor:
+        return sparse_attention(
+            inputs.q,
+            inputs.k,
+            inputs.v,
+            mask,
+            inputs.permutation,
+            qk_bits=bits[0],
+            pv_bits=bits[1],
+            tail=tail,
+            implementation="triton",
+        )
+
+    return run
+
+
+def parts(run: Callable[[], Tensor]) -> Parts:
+    """Runs a call once and takes it apart."""
+    from paro_attention.kernels import triton as module
+
+    recorded: dict[str, Callable[[], object]] = {}
+    original = {name: getattr(module, name) for name in ("prepare", "attend")}
+
+    def recorder(name: str) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
+            recorded[name] = lambda: original[name](*args, **kwargs)
+            return original[name](*args, **kwargs)
+
+        return record
+
+    try:
+        for name in original:
+            setattr(module, name, recorder(name))
+        out = run()
+    finally:
+        for name, function in original.items():
+            setattr(module, name, function)
+    return Parts(recorded["prepare"], recorded["attend"], out)
+
+
+@contextmanager
+def with_launch(launch: object) -> Iterator[None]:
+    """Inside, every call takes this launch; None leaves the choice as it is."""
+    from paro_attention.kernels import triton as module
+
+    if launch is None:
+        yield
+        return
+    chosen = module.select_launch
+    module.select_launch = lambda *_args, **_kwargs: launch  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        module.select_launch = chosen

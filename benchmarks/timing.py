@@ -1,0 +1,68 @@
+"""Times of GPU functions at sustained clocks, and what a report says of the machine."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from _package import ROOT
+
+
+def sustained_ms(
+    functions: Mapping[str, Callable[[], object]], seconds: float, least_rounds: int = 5
+) -> dict[str, float]:
+    """Median milliseconds of each function, launched in turn at sustained clocks.
+
+    All functions run once a round, so that each meets the clocks and the heat that the others
+    leave; half of ``seconds`` warms the card up, and at least ``least_rounds`` rounds are timed.
+    """
+    end_of_warm_up = time.monotonic() + seconds / 2
+    while True:
+        for function in functions.values():
+            function()
+        torch.cuda.synchronize()
+        if time.monotonic() >= end_of_warm_up:
+            break
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {
+        name: [] for name in functions
+    }
+    end, rounds = time.monotonic() + seconds, 0
+    while time.monotonic() < end or rounds < least_rounds:
+        for name, function in functions.items():
+            pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
+            pair[0].record()
+            function()
+            pair[1].record()
+            events[name].append(pair)
+        torch.cuda.synchronize()
+        rounds += 1
+    return {
+        name: statistics.median(a.elapsed_time(b) for a, b in pairs)
+        for name, pairs in events.items()
+    }
+
+
+def machine(commit: str | None) -> dict[str, Any]:
+    """GPU, versions and commit of a report; ``commit`` is for copies without git."""
+    import triton
+
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "versions": {
+            "torch": torch.__version__,
+            "triton": triton.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "commit": commit or _git_commit(),
+    }
+
+
+def _git_commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return found.stdout.strip() or "unknown"
