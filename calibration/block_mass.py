@@ -1,8 +1,7 @@
-"""Block mass of candidate orders, streamed from q and k.
+"""Block mass of each head in its orders, streamed from q and k.
 
-One head at a time, a tile of rows of its attention map is computed, normalised and summed into
-blocks under every order; the map is never stored. The tile's columns already lie in the first
-order, so that a single order costs no gather.
+Where the kernels run, the maps of several heads are measured by one launch; elsewhere one head at a
+time, all of its orders together.
 """
 
 from __future__ import annotations
@@ -12,15 +11,13 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .attention_rows import (
-    checked_heads,
-    exponentials_,
-    matmul_operand,
-    rows_per_tile,
-    scaled_logits,
-)
-from .block_layout import block_count, checked_block, pad_tokens, valid_tokens
-from .token_order import inverse_permutation
+from ..kernels import block_mass_of, unavailable_reason
+from ..kernels.attention_rows import checked_heads
+from ..kernels.block_mass_reference import reference_block_mass
+from .block_layout import block_count, checked_block
+
+# Keys and masses of one launch; beside them the kernel holds some 80 MB.
+LAUNCH_BYTES = 112 << 20
 
 
 def block_mass(
@@ -54,45 +51,50 @@ def block_mass(
     for orders in per_head:
         if orders.ndim != 2 or orders.shape[1] != tokens:
             raise ValueError(f"permutations must be [O, {tokens}], got {list(orders.shape)}")
-    return _stream(q, k, per_head, block, head_dim**-0.5 if scale is None else scale)
+    scale = head_dim**-0.5 if scale is None else scale
+    if unavailable_reason(q.device, q.dtype, head_dim) is None:
+        return _launched(q, k, per_head, block, scale)
+    return _streamed(q, k, per_head, block, scale)
 
 
-def _stream(
+def _launched(
+    q: Tensor, k: Tensor, per_head: list[Tensor], block: tuple[int, int], scale: float
+) -> Iterator[tuple[int, Tensor]]:
+    for heads in _groups(q, per_head, block):
+        rows = [per_head[head].to(q.device, torch.int32) for head in heads]
+        maps = torch.tensor(
+            [head for head, orders in zip(heads, rows, strict=True) for _ in orders],
+            dtype=torch.int32,
+        ).to(q.device)
+        own = torch.arange(len(maps), dtype=torch.int32, device=q.device)
+        mass = block_mass_of(q, k, torch.cat(rows), block, maps, own, scale=scale)
+        split = mass.split([len(orders) for orders in rows])
+        # A copy: a view would keep the masses of the whole group in memory.
+        yield from ((head, x.clone()) for head, x in zip(heads, split, strict=True))
+
+
+def _groups(q: Tensor, per_head: list[Tensor], block: tuple[int, int]) -> list[list[int]]:
+    """Heads whose maps fit in one launch; at least one each."""
+    tokens, head_dim = q.shape[2:]
+    of_map = tokens * max(64, 1 << (head_dim - 1).bit_length()) * q.element_size()
+    of_map += 4 * block_count(tokens, block[0]) * block_count(tokens, block[1])
+    groups: list[list[int]] = []
+    taken = LAUNCH_BYTES
+    for head, orders in enumerate(per_head):
+        taken += len(orders) * of_map
+        if taken > LAUNCH_BYTES:
+            groups.append([])
+            taken = len(orders) * of_map
+        groups[-1].append(head)
+    return groups
+
+
+def _streamed(
     q: Tensor, k: Tensor, per_head: list[Tensor], block: tuple[int, int], scale: float
 ) -> Iterator[tuple[int, Tensor]]:
     for head, orders in enumerate(per_head):
         orders = orders.to(q.device, torch.int64)
-        mass = _head_mass(q[0, head], k[0, head], orders, block, scale)
+        mass = reference_block_mass(q[0, head], k[0, head], orders, block, scale)
         for entry in range(1, q.shape[0]):
-            mass += _head_mass(q[entry, head], k[entry, head], orders, block, scale)
+            mass += reference_block_mass(q[entry, head], k[entry, head], orders, block, scale)
         yield head, mass.div_(q.shape[0])
-
-
-def _head_mass(
-    q: Tensor, k: Tensor, orders: Tensor, block: tuple[int, int], scale: float
-) -> Tensor:
-    """float32 [O, Qb, KVb] of one head, from q, k [S, D]."""
-    tokens = q.shape[0]
-    query_blocks, key_blocks = (block_count(tokens, side) for side in block)
-    first = orders[0]
-    rows = matmul_operand(q[first])
-    keys = pad_tokens(matmul_operand(k[first]), block[1])
-    # Positions of the other orders' tokens in the tile's own order.
-    place = inverse_permutation(first)
-    columns = [place[order] for order in orders[1:]]
-    query_block_of_row = [inverse_permutation(order)[first] // block[0] for order in orders[1:]]
-
-    mass = q.new_zeros((len(orders), query_blocks, key_blocks), dtype=torch.float32)
-    step = rows_per_tile(keys.shape[0], block[0], q.device)
-    for start in range(0, tokens, step):
-        tile, _ = exponentials_(scaled_logits(rows[start : start + step], keys, scale), tokens)
-        tile.div_(tile.sum(1, keepdim=True))
-        summed = tile.view(len(tile), key_blocks, block[1]).sum(2)
-        summed = pad_tokens(summed, block[0]).unflatten(0, (-1, block[0])).sum(1)
-        begin = start // block[0]
-        mass[0, begin : begin + len(summed)] = summed
-        for index, column in enumerate(columns):
-            reordered = torch.nn.functional.pad(tile[:, column], (0, keys.shape[0] - tokens))
-            summed = reordered.view(len(tile), key_blocks, block[1]).sum(2)
-            mass[index + 1].index_add_(0, query_block_of_row[index][start : start + step], summed)
-    return mass / valid_tokens(tokens, block[0], q.device)[:, None]

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .attention_rows import matmul_operand, rows_per_tile, scaled_logits
+from ..kernels.attention_rows import matmul_operand, rows_per_tile, scaled_logits
 from .joint_sequence import JointLayout
 
 HIDDEN = -1e4  # a bias of this or less hides its key

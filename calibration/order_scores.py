@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .attention_rows import exponentials_, matmul_operand, rows_per_tile, scaled_logits
+from ..kernels.attention_rows import exponentials_, matmul_operand, rows_per_tile, scaled_logits
 from .block_layout import block_count, diagonal, pad_tokens, pool_tokens, valid_tokens
 from .block_selection import select_blocks
 from .extra_keys import ExtraKeys, ExtraPart, dense_output

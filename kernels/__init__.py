@@ -2,6 +2,7 @@
 
 from .api import sparse_attention
 from .block_mask import BlockMask
+from .block_mass_api import block_mass_of
 from .device import unavailable_reason
 
-__all__ = ["BlockMask", "sparse_attention", "unavailable_reason"]
+__all__ = ["BlockMask", "block_mass_of", "sparse_attention", "unavailable_reason"]

@@ -42,7 +42,7 @@ def test_equals_naive_map_for_ragged_lengths(grid, block, batch):
 
 
 def test_small_tiles_give_the_same_mass(monkeypatch):
-    from paro_attention.calibration import attention_rows
+    from paro_attention.kernels import attention_rows
 
     grid = TokenGrid(3, 7, 11)
     q, k = (torch.randn(1, 1, grid.tokens, 8) for _ in range(2))

@@ -95,7 +95,7 @@ def test_errors_with_extra_keys_are_those_of_a_naive_dense_computation(
 
 
 def test_small_tiles_and_towering_extra_keys_change_nothing(local_attention, monkeypatch):
-    from paro_attention.calibration import attention_rows
+    from paro_attention.kernels import attention_rows
 
     q, k, v = (x[0, 0] for x in local_attention(GRID, (0.5, 1, 1), noise=0.5))
     keys, values, bias = torch.randn(30, 96), torch.randn(30, 96), torch.randn(30)

@@ -91,7 +91,7 @@ def test_sampled_errors_are_those_of_the_reference_kernel(local_attention):
 
 
 def test_small_tiles_give_the_same_scores(local_attention, monkeypatch):
-    from paro_attention.calibration import attention_rows
+    from paro_attention.kernels import attention_rows
 
     q, k, v = local_attention(TokenGrid(2, 9, 11), (0.5, 1, 1), noise=0.5)
     arguments = (q[0, 0], k[0, 0], v[0, 0], [torch.arange(198)], BLOCK, 0.3, 0.1, True)
