@@ -1,0 +1,182 @@
+"""Pre-pass of the INT4 kernel: q, k, v in the model's order to packed 4-bit operands.
+
+The numbers are those of ``prepass`` at 4 bits (the table in ``kernels.quantization``); what differs
+is where they go. Q, K and V are stored as ``kernels.int4_layout`` describes, a word of eight values
+at a time, block by block, and everything a block's columns need beside them lies in one record of
+four rows: K's scales, then V's step, lower end and mean of each channel. A record's rows are stored
+permuted inside groups of 16 so that a lane of the attention kernel loads 16 bytes at once.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..int4_layout import LANES, NIBBLES, ROWS, STEP, WORDS
+from ..packed_layout import PackedLayout
+from ..quantization import hadamard_matrix, statistics_step
+from .prepass import rotate
+from .primitives import head_offset, round_to_int, row_mask, token_of_position
+
+RECORD_ROWS = 4
+# The kernel takes sums of P.V for bits of floats, n * 2**-149, and multiplies by the step first.
+V_STEP_EXPONENT = 100
+
+
+class Int4Inputs(NamedTuple):
+    """What the INT4 kernel reads beside Q itself; KVb counts the blocks of the extra tokens too."""
+
+    q4: Tensor  # int32 [B*H, rows / 16, D / 64, 32, 4]
+    q_scale: Tensor  # float32 [B*H, rows]
+    k4: Tensor  # int32 [B*H, KVb, block * D / 1024, 32, 4]
+    v4: Tensor  # int32 [B*H, KVb, block * D / 1024, 32, 4]
+    record: Tensor  # float32 [B*H, KVb, 4, max(D, block)]
+    pooled_k: Tensor  # dtype of k [B*H, KVb, D]
+    pooled_v: Tensor  # dtype of v [B*H, KVb, D]
+
+
+@triton.jit
+def words_of(levels, LINES: tl.constexpr, K: tl.constexpr):
+    """[LINES, K] levels -> [LINES, K / 8] words, the first level in the lowest nibble."""
+    levels = levels.reshape([LINES, K // 8, 8])
+    return tl.sum((levels & 15) << (4 * tl.arange(0, 8))[None, None, :], 2)
+
+
+@triton.jit
+def place_in_b(n, word, STEPS: tl.constexpr):
+    """Where ``int4_layout.pack_b`` stores the word-th eight k of column n."""
+    number = (n // 8 * STEPS + word // 8) * 2 + word % 8 // 4
+    return number // 4 * 128 + (n % 8 * 4 + word % 4) * 4 + number % 4
+
+
+@triton.jit(
+    do_not_specialize=("S", "H", "grid_tokens", "extra_start", "rows_padded", "stored_blocks")
+)
+def int4_prepass_kernel(
+    Q, K, V, permutation, order_of_head, k_mean, hadamard,
+    q4, q_scale, k4, v4, record, pooled_k, pooled_v,
+    q_stride_b, q_stride_h, q_stride_s,
+    k_stride_b, k_stride_h, k_stride_s,
+    v_stride_b, v_stride_h, v_stride_s,
+    S, H, grid_tokens, extra_start, rows_padded, stored_blocks,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr, ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Grid (rows_padded / ROWS, B*H, 3): one block of V (role 2), K (1) or Q (0)."""
+    block = tl.program_id(0)
+    batch_head = tl.program_id(1).to(tl.int64)
+    role = tl.program_id(2)
+    b = batch_head // H
+    h = batch_head % H
+    first = block * ROWS
+    end = grid_tokens
+    shift = 0  # of positions against columns of the permutation
+    if first >= extra_start:
+        shift = extra_start - grid_tokens
+        end = shift + S
+    if (role > 0) & (first >= end):
+        return  # holes and padding of the query side only
+    d = tl.arange(0, D)
+    n = tl.arange(0, ROWS)
+    word = tl.arange(0, D // 8)
+    position = first + n
+    valid = position < end
+    order = permutation + tl.load(order_of_head + h).to(tl.int64) * S
+    token = tl.load(order + position - shift, mask=valid, other=0).to(tl.int64)
+    mask = row_mask(valid, d, HEAD_DIM, D)
+    size = tl.minimum(end - first, ROWS).to(tl.float32)
+    stored = batch_head * stored_blocks + block
+    record += stored * (4 * WIDTH)
+
+    if role == 0:
+        Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
+        x = tl.load(Q + token[:, None] * q_stride_s + d[None, :], mask=mask, other=0.0)
+        x = rotate(x.to(tl.float32), hadamard, ROWS, D)
+        step = tl.maximum(tl.max(tl.abs(x), 1), 1e-12) * (1.0 / 7.0)
+        tl.store(q_scale + batch_head * rows_padded + position, step)
+        words = words_of(round_to_int(x * (1.0 / step)[:, None]), ROWS, D)
+        line = (position // 16 * (D // 64))[:, None] + (word // 8)[None, :]
+        lane = (position % 8 * 4)[:, None] + (word % 4)[None, :]
+        place = (position % 16 // 8)[:, None] + (word % 8 // 4 * 2)[None, :]
+        q4 += batch_head * rows_padded * (D // 8)
+        tl.store(q4 + line * 128 + lane * 4 + place, words)
+    elif role == 1:
+        K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
+        x = tl.load(K + token[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
+        x = x.to(tl.float32) - tl.load(k_mean + batch_head * D + d)[None, :]
+        x = tl.where(valid[:, None], x, 0.0)
+        mean = (tl.sum(x, 0) / size).to(K.dtype.element_ty)
+        tl.store(pooled_k + stored * D + d, mean)
+        x = tl.where(valid[:, None], x - mean.to(tl.float32)[None, :], 0.0)
+        x = rotate(x, hadamard, ROWS, D)
+        step = tl.maximum(tl.max(tl.abs(x), 1), 1e-12) * (1.0 / 7.0)
+        words = words_of(round_to_int(x * (1.0 / step)[:, None]), ROWS, D)
+        place = place_in_b(n[:, None], word[None, :], D // 64)
+        tl.store(k4 + stored * (ROWS * D // 8) + place, words)
+        # 22 bits: times the 1.5 * 2**23 at which the kernel's sums start, a scale is exact then.
+        step = ((step.to(tl.int32, bitcast=True) + 2) & -4).to(tl.float32, bitcast=True)
+        tl.store(record + token_of_position(n, True), step)
+    else:
+        V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
+        x = tl.load(V + token[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
+        x = x.to(tl.float32)
+        mean = (tl.sum(x, 0) / size).to(V.dtype.element_ty)
+        tl.store(pooled_v + stored * D + d, mean)
+        x = tl.where(valid[:, None], x - mean.to(tl.float32)[None, :], 0.0)
+        low = tl.min(x, 0)
+        step = tl.maximum((tl.max(x, 0) - low) * (1.0 / 15.0), 1e-12)
+        column = record + token_of_position(d, True)
+        tl.store(column + WIDTH, step * (2.0**100))
+        tl.store(column + 2 * WIDTH, low)
+        tl.store(column + 3 * WIDTH, mean.to(tl.float32))
+        levels = round_to_int((x - low[None, :]) * (1.0 / step)[None, :])
+        # The order of ``key_of_k``: [step, upper, tile, t, c, d] to [step, upper, t, d, tile, c].
+        levels = levels.reshape([ROWS // 64, 2, 4, 4, 2, D]).permute([0, 1, 3, 5, 2, 4])
+        words = words_of(levels.reshape([ROWS // 8 * D, 8]), ROWS // 8 * D, 8)
+        line = tl.arange(0, ROWS // 8)
+        place = place_in_b(d[None, :], line[:, None], ROWS // 64)
+        tl.store(v4 + stored * (ROWS * D // 8) + place, words.reshape([ROWS // 8, D]))
+
+
+def prepare_int4(
+    q: Tensor, k: Tensor, v: Tensor, permutation: Tensor, order_of_head: Tensor,
+    layout: PackedLayout, key_block: int, width: int, alignment: int,
+) -> Int4Inputs:  # fmt: skip
+    """Runs the pre-pass; ``key_block`` is 64 or 128, ``width`` the padded head dimension."""
+    batch, heads, tokens, head_dim = q.shape
+    pairs, blocks, rows = batch * heads, layout.stored_blocks, layout.rows
+    chunks = key_block * width // (NIBBLES * WORDS * LANES)
+    record_width = max(width, key_block)
+
+    def buffer(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=q.device)
+
+    prepared = Int4Inputs(
+        q4=buffer(pairs, rows // ROWS, width // STEP, LANES, WORDS, dtype=torch.int32),
+        q_scale=buffer(pairs, rows, dtype=torch.float32),
+        k4=buffer(pairs, blocks, chunks, LANES, WORDS, dtype=torch.int32),
+        v4=buffer(pairs, blocks, chunks, LANES, WORDS, dtype=torch.int32),
+        record=buffer(pairs, blocks, RECORD_ROWS, record_width, dtype=torch.float32),
+        pooled_k=buffer(pairs, blocks, width, dtype=k.dtype),
+        pooled_v=buffer(pairs, blocks, width, dtype=v.dtype),
+    )
+    k_mean = _mean_of_keys(k, width, statistics_step(tokens, 4, False))
+    hadamard = hadamard_matrix(width, q.device, torch.float16)
+    int4_prepass_kernel[(rows // key_block, pairs, 3)](
+        q, k, v, permutation, order_of_head, k_mean, hadamard, *prepared,
+        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+        tokens, heads, layout.grid_tokens, layout.extra_start, rows, blocks,
+        HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment, ROWS=key_block, WIDTH=record_width,
+        num_warps=4 if key_block < 128 else 8,
+    )  # fmt: skip
+    return prepared
+
+
+def _mean_of_keys(k: Tensor, width: int, every: int) -> Tensor:
+    """float32 [B, H, width]: mean of every ``every``-th key, zero in the padding."""
+    mean = k[:, :, ::every].mean(2, dtype=torch.float32)
+    return torch.nn.functional.pad(mean, (0, width - k.shape[-1])).contiguous()
