@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..launch import select_launch
-from ..packed_layout import PackedLayout, padded_head_dim
 from .attention import attend
+from .call_plan import CallShape, plan_of
 from .prepass import prepare
 
 
@@ -40,37 +39,35 @@ def attend_blocks(
 
     ``key_bias`` is read where ``biased``; ``grid_tokens`` is the length of the mask.
     """
-    block = (query_block, key_block)
-    layout = PackedLayout.of(q.shape[2], grid_tokens, block)
-    width = padded_head_dim(q.shape[-1])
-    alignment = _alignment(q, k, v)
-    # Triton launches on the current device, which need not be that of q.
-    with torch.cuda.device_of(q):
-        prepared = prepare(
-            q,
-            k,
-            v,
-            permutation,
-            order_of_head,
-            layout,
-            key_block,
-            width,
-            alignment,
+    lists = (computed_bits.shape[1], computed_bits.shape[2], key_bias.shape[0] if biased else 0)
+    pointers = (
+        q, k, v, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias,
+        key_bias,
+    )  # fmt: skip
+    plan = plan_of(
+        CallShape(
+            device=q.get_device(),
+            dtype=q.dtype,
+            sizes=tuple(q.shape),
+            strides=(*q.stride(), *k.stride(), *v.stride()),
+            aligned=tuple(x.data_ptr() % 16 == 0 for x in pointers),
+            lists=lists,
+            grid_tokens=grid_tokens,
+            block=(query_block, key_block),
             qk_bits=qk_bits,
             pv_bits=pv_bits,
-            fp8=fp8,
+            fp8=fp8 and pv_bits == 8,
             tail=tail,
+            biased=biased,
         )
+    )
+    # Triton launches on the current device, which need not be that of q.
+    with torch.cuda.device_of(q):
+        prepared = prepare(plan, q, k, v, permutation, order_of_head)
         out = _empty_output(q)
-        capability = (
-            (9, 0) if q.device.type == "cpu" else torch.cuda.get_device_capability(q.device)
-        )
-        launch = select_launch(block, width, qk_bits, pv_bits, capability)
         attend(
-            q, k, v, out.transpose(1, 2), permutation, order_of_head,
-            row_offsets, kv_indices, computed_bits, tail_bias, key_bias, prepared, block, layout,
-            launch, width, alignment,
-            biased=biased, qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail, scale=scale,
+            plan, q, out.transpose(1, 2), permutation, order_of_head, row_offsets, kv_indices,
+            computed_bits, tail_bias, key_bias, prepared, scale,
         )  # fmt: skip
     return out
 
@@ -89,14 +86,3 @@ def _empty_output(q: Tensor) -> Tensor:
     """[B, H, S, D] stored as [B, S, H, D], the layout that ComfyUI's models go on with."""
     batch, heads, tokens, head_dim = q.shape
     return q.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
-
-
-def _alignment(*tensors: Tensor) -> int:
-    """What the kernels may be told to divide the strides of batch and head; 1 says nothing.
-
-    Triton finds multiples of 16 by itself; heads of an odd multiple of 8 channels need telling.
-    """
-    if tensors[0].shape[-1] % 16 == 0:
-        return 1
-    strides = [stride for x in tensors for stride in x.stride()[:2]]
-    return 8 if all(stride % 8 == 0 for stride in strides) else 1

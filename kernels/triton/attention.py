@@ -9,16 +9,17 @@ of the extra tokens. Those, and all extra keys that have a bias, are peeled off 
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..key_packing import HIDING_BIAS
-from ..launch import LaunchConfig
-from ..packed_layout import PackedLayout
+from .call_plan import CallPlan
 from .prepass import PreparedInputs
 from .primitives import head_offset, row_mask, token_of_position
-from .tile import attend_tile
+from .tile import attend_pair, attend_tile
 
 LOG2_E = 1.4426950408889634
 # Sizes that change with length and density must not lead to another compilation.
@@ -30,22 +31,22 @@ NOT_SPECIALIZED = (
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
 def attention_kernel(
-    Q, K, V, Out, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias,
-    key_bias, q8, q_scale, k8, k_scale, v8, v_scale, v_low, pooled_k, pooled_v,
-    pooled_k8, pooled_k_scale, pooled_v8,
+    Q, Out, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias, key_bias,
+    q8, q_scale, keys, k_scale, values, v_scale, v_low, pooled_k, pooled_v,
+    tail_keys, tail_key_scale, tail_values,
     q_stride_b, q_stride_h, q_stride_s,
-    k_stride_b, k_stride_h, k_stride_s,
-    v_stride_b, v_stride_h, v_stride_s,
     S, H, grid_tokens, extra_start, rows_padded, query_blocks, key_blocks, stored_blocks,
     bit_words, bias_stride, scale_log2,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
     QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, TAIL: tl.constexpr,
-    TMA: tl.constexpr, EXTRA: tl.constexpr, BIASED: tl.constexpr, HIDING: tl.constexpr,
+    TMA: tl.constexpr, PAIRED: tl.constexpr,
+    EXTRA: tl.constexpr, BIASED: tl.constexpr, HIDING: tl.constexpr,
 ):  # fmt: skip
     """Grid (query tiles of the extra tokens and of the grid, B*H).
 
-    EXTRA: there are extra tokens; BIASED: their keys have a bias [B or 1, S - grid_tokens].
+    PAIRED: two key blocks a step. EXTRA: there are extra tokens; BIASED: their keys have a bias
+    [B or 1, S - grid_tokens].
     """
     tile = tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
@@ -78,13 +79,17 @@ def attention_kernel(
     token = tl.load(token_of + listed_at, mask=row_valid, other=0).to(tl.int64)
     row_list = kv_indices + list_start
     Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
-    K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
-    V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
     k_row = (batch_head * rows_padded).to(tl.int32)
-    v_row = (batch_head * stored_blocks * D).to(tl.int32)
+    if PV_BITS == 16:  # noqa: SIM108 - Triton compiles a branch, not a conditional expression
+        v_row = k_row
+    else:
+        v_row = (batch_head * stored_blocks * D).to(tl.int32)
     if not TMA:
-        k8 += batch_head * rows_padded * D
-        v8 += batch_head * stored_blocks * D * KEY_BLOCK
+        keys += batch_head * rows_padded * D
+        if PV_BITS == 16:
+            values += batch_head * rows_padded * D
+        else:
+            values += batch_head * stored_blocks * D * KEY_BLOCK
     pooled_k += batch_head * stored_blocks * D
     pooled_v += batch_head * stored_blocks * D
 
@@ -131,8 +136,8 @@ def attention_kernel(
             words = computed_bits + list_row * bit_words
             tiles = tl.cdiv(key_blocks, PART)
             if LOW and not TMA:
-                pooled_k8 += batch_head * tiles * PART * D
-                pooled_v8 += batch_head * tiles * PART * D
+                tail_keys += batch_head * tiles * PART * D
+                tail_values += batch_head * tiles * PART * D
             for part in tl.range(0, tiles, num_stages=STAGES):
                 block = part * PART + token_of_position(column, LOW)
                 word = tl.load(words + block // 32, mask=block < key_blocks, other=-1)
@@ -142,19 +147,18 @@ def attention_kernel(
                 if LOW:
                     acc, row_sum, row_max = attend_tile(
                         acc, row_sum, row_max, q, q16, row_scale, part, 0, bias, S, scale_log2,
-                        K, V, token_of, pooled_k8, pooled_k_scale + batch_head * tiles, pooled_v8,
+                        tail_keys, tail_key_scale + batch_head * tiles, tail_values,
                         (batch_head * tiles * PART).to(tl.int32),
                         (batch_head * tiles * D).to(tl.int32),
-                        v_scale, v_low, pooled_k, pooled_v, D, D,
-                        D, D, PART, BM, PART, 8, 8, FP8, False, True, TMA,
+                        v_scale, v_low, pooled_k, pooled_v,
+                        D, PART, BM, PART, 8, 8, FP8, False, True, TMA,
                     )  # fmt: skip
                 else:
                     acc, row_sum, row_max = attend_tile(
                         acc, row_sum, row_max, q16, q16, q16_scale, part, 0, bias,
                         key_blocks, scale_log2,
-                        pooled_k, pooled_v, token_of, k8, k_scale, v8, k_row, v_row,
-                        v_scale, v_low, pooled_k, pooled_v, D, D,
-                        D, D, PART, BM, PART, 16, 16, FP8, False, True, TMA,
+                        pooled_k, k_scale, pooled_v, k_row, v_row, v_scale, v_low,
+                        pooled_k, pooled_v, D, PART, BM, PART, 16, 16, FP8, True, True, False,
                     )  # fmt: skip
             if (PV_BITS == 8) and not LOW:
                 # From V's units to the accumulator's.
@@ -174,35 +178,43 @@ def attention_kernel(
             # Rows of extra tokens have no list: the step is the block.
             last_listed = tl.load(row_list + count - 1, mask=tile >= extra_tiles, other=0)
             ragged = ((last_listed == last_block) | extra_rows).to(tl.int32)
-        whole = count - ragged
-        listed = tl.where(extra_rows, 0, whole)
-        for step in range(0, (whole + whole_extra) * SPLIT):
-            index = step // SPLIT
-            block = tl.load(row_list + index, mask=index < listed, other=0).to(tl.int32)
-            unlisted = tl.where(index < whole, index, extra_block + index - whole)
-            block = tl.where(index < listed, block, unlisted)
-            tokens = token_of - tl.where(block < extra_block, 0, shift)
-            acc, row_sum, row_max = attend_tile(
-                acc, row_sum, row_max, q, q16, row_scale, block, step % SPLIT, row_scale,
-                extra_end, scale_log2,
-                K, V, tokens, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
-                k_stride_s, v_stride_s,
-                HEAD_DIM, D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True, False, TMA,
+        listed = tl.where(extra_rows, 0, count - ragged)
+    else:
+        extra_block = key_blocks
+        whole_extra = 0
+        if (count > 0) & (last_size < KEY_BLOCK):
+            ragged = (tl.load(row_list + count - 1) == last_block).to(tl.int32)
+        listed = count - ragged
+    grid_blocks = count - ragged
+    whole = grid_blocks + whole_extra
+    if PAIRED:
+        for pair in range(0, whole // 2):
+            left = block_of_step(2 * pair, row_list, listed, grid_blocks, extra_block, EXTRA)
+            right = block_of_step(2 * pair + 1, row_list, listed, grid_blocks, extra_block, EXTRA)
+            acc, row_sum, row_max = attend_pair(
+                acc, row_sum, row_max, q, row_scale, left, right, keys, k_scale, values,
+                k_row, v_row, D, BM, BN,
             )  # fmt: skip
+        # The odd one out is a single step: not worth a pipeline.
+        for step in tl.range(whole // 2 * 2, whole, num_stages=1):
+            block = block_of_step(step, row_list, listed, grid_blocks, extra_block, EXTRA)
+            acc, row_sum, row_max = attend_tile(
+                acc, row_sum, row_max, q, q16, row_scale, block, 0, row_scale, S, scale_log2,
+                keys, k_scale, values, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
+                D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, False, False, TMA,
+            )  # fmt: skip
+    else:
+        for step in range(0, whole * SPLIT):
+            block = block_of_step(step // SPLIT, row_list, listed, grid_blocks, extra_block, EXTRA)
+            acc, row_sum, row_max = attend_tile(
+                acc, row_sum, row_max, q, q16, row_scale, block, step % SPLIT, row_scale, S,
+                scale_log2, keys, k_scale, values, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
+                D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, False, False, TMA,
+            )  # fmt: skip
+    if EXTRA:
         ragged_steps = ragged * tl.cdiv(last_size, BN)
         peeled_steps = ragged_steps + tl.cdiv(S - grid_tokens, BN) - whole_extra * SPLIT
     else:
-        if (count > 0) & (last_size < KEY_BLOCK):
-            ragged = (tl.load(row_list + count - 1) == last_block).to(tl.int32)
-        for step in range(0, (count - ragged) * SPLIT):
-            block = tl.load(row_list + step // SPLIT).to(tl.int32)
-            acc, row_sum, row_max = attend_tile(
-                acc, row_sum, row_max, q, q16, row_scale, block, step % SPLIT, row_scale,
-                S, scale_log2,
-                K, V, token_of, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
-                k_stride_s, v_stride_s,
-                HEAD_DIM, D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True, False, TMA,
-            )  # fmt: skip
         peeled_steps = ragged * SPLIT
     for step in tl.range(0, peeled_steps, num_stages=1):
         if EXTRA:
@@ -210,7 +222,6 @@ def attention_kernel(
             extra_step = step - ragged_steps + whole_extra * SPLIT
             block = tl.where(of_grid, last_block, extra_block + extra_step // SPLIT)
             part = tl.where(of_grid, step, extra_step % SPLIT)
-            tokens = token_of - tl.where(of_grid, 0, shift)
             end = tl.where(of_grid, grid_tokens, extra_end)
             position = block * KEY_BLOCK + part * BN + token_of_position(n, PERMUTED)
             bias = tl.where(position < end, 0.0, float("-inf"))
@@ -224,15 +235,12 @@ def attention_kernel(
         else:
             block = last_block
             part = step
-            tokens = token_of
-            end = S
             inside = step * BN + token_of_position(n, PERMUTED) < last_size
             bias = tl.where(inside, 0.0, float("-inf"))
         acc, row_sum, row_max = attend_tile(
-            acc, row_sum, row_max, q, q16, row_scale, block, part, bias, end, scale_log2,
-            K, V, tokens, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
-            k_stride_s, v_stride_s,
-            HEAD_DIM, D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, True, True, TMA,
+            acc, row_sum, row_max, q, q16, row_scale, block, part, bias, S, scale_log2,
+            keys, k_scale, values, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
+            D, KEY_BLOCK, BM, BN, QK_BITS, PV_BITS, FP8, False, True, TMA,
         )  # fmt: skip
 
     # A row with nothing to attend to is zero.
@@ -243,49 +251,67 @@ def attention_kernel(
     tl.store(out, acc.to(Out.dtype.element_ty), mask=row_mask(row_valid, d, HEAD_DIM, D))
 
 
+@triton.jit
+def block_of_step(step, row_list, listed, grid_blocks, extra_block, EXTRA: tl.constexpr):
+    """Key block of a step: the row's list, or all of the grid, and then the extra tokens."""
+    if EXTRA:
+        block = tl.load(row_list + step, mask=step < listed, other=0).to(tl.int32)
+        unlisted = tl.where(step < grid_blocks, step, extra_block + step - grid_blocks)
+        block = tl.where(step < listed, block, unlisted)
+    else:
+        block = tl.load(row_list + step).to(tl.int32)
+    return block
+
+
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, permutation: Tensor, order_of_head: Tensor,
+    plan: CallPlan, q: Tensor, out: Tensor, permutation: Tensor, order_of_head: Tensor,
     row_offsets: Tensor, kv_indices: Tensor, computed_bits: Tensor, tail_bias: Tensor,
-    key_bias: Tensor, prepared: PreparedInputs, block: tuple[int, int], layout: PackedLayout,
-    launch: LaunchConfig, width: int, alignment: int,
-    *, biased: bool, qk_bits: int, pv_bits: int, fp8: bool, tail: bool, scale: float,
+    key_bias: Tensor, prepared: PreparedInputs, scale: float,
 ) -> None:  # fmt: skip
-    """Launches the kernel into ``out`` [B, S, H, D]; ``width`` is the padded head dimension."""
+    """Launches the kernel into ``out`` [B, S, H, D]."""
     batch, heads, tokens, head_dim = q.shape
+    layout, launch, shape = plan.layout, plan.launch, plan.shape
     extra_tokens = tokens - layout.grid_tokens
-    tma = launch.tma and qk_bits == 8 and pv_bits == 8
-    if tma:
-        prepared = _described(prepared, launch.key_tile, width, tail)
+    operands = tuple(prepared)
+    if plan.tma:
+        operands = tuple(prepared._replace(**_described(plan, prepared)))
     query_tiles = triton.cdiv(layout.grid_tokens, launch.query_tile) + triton.cdiv(
         extra_tokens, launch.query_tile
     )
-    attention_kernel[(query_tiles, batch * heads)](
-        q, k, v, out, permutation, order_of_head,
-        row_offsets, kv_indices, computed_bits, tail_bias, key_bias, *prepared,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        tokens, heads, layout.grid_tokens, layout.extra_start, layout.rows,
-        computed_bits.shape[1], layout.key_blocks, layout.stored_blocks, computed_bits.shape[2],
-        extra_tokens if biased and key_bias.shape[0] > 1 else 0, scale * LOG2_E,
-        HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment,
-        QUERY_BLOCK=block[0], KEY_BLOCK=block[1], BM=launch.query_tile, BN=launch.key_tile,
-        QK_BITS=qk_bits, PV_BITS=pv_bits, FP8=fp8 and pv_bits == 8, TAIL=tail, TMA=tma,
-        EXTRA=extra_tokens > 0, BIASED=biased, HIDING=HIDING_BIAS,
+    plan.run(
+        attention_kernel,
+        (query_tiles, batch * heads, 1),
+        (
+            q, out, permutation, order_of_head,
+            row_offsets, kv_indices, computed_bits, tail_bias, key_bias, *operands,
+            *q.stride()[:3],
+            tokens, heads, layout.grid_tokens, layout.extra_start, layout.rows,
+            computed_bits.shape[1], layout.key_blocks, layout.stored_blocks,
+            computed_bits.shape[2],
+            extra_tokens if shape.biased and key_bias.shape[0] > 1 else 0, scale * LOG2_E,
+        ),
+        {
+            "HEAD_DIM": head_dim, "D": plan.width, "ALIGNMENT": plan.alignment,
+            "QUERY_BLOCK": shape.block[0], "KEY_BLOCK": shape.block[1],
+            "BM": launch.query_tile, "BN": launch.key_tile,
+            "QK_BITS": shape.qk_bits, "PV_BITS": shape.pv_bits, "FP8": shape.fp8,
+            "TAIL": shape.tail, "TMA": plan.tma, "PAIRED": plan.paired,
+            "EXTRA": extra_tokens > 0, "BIASED": shape.biased, "HIDING": HIDING_BIAS,
+        },
         num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
     )  # fmt: skip
 
 
-def _described(prepared: PreparedInputs, keys: int, width: int, tail: bool) -> PreparedInputs:
-    """The 8-bit keys and values as tensor descriptors: the copy engine loads whole tiles."""
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    def keys_of(x: Tensor) -> TensorDescriptor:
-        return TensorDescriptor.from_tensor(x.view(-1, width), [keys, width])
-
-    def values_of(x: Tensor) -> TensorDescriptor:
-        return TensorDescriptor.from_tensor(x.view(-1, keys), [width, keys])
-
-    described = {"k8": keys_of(prepared.k8), "v8": values_of(prepared.v8)}
-    # Without a tail the pooled entries are not read; any descriptor of the shape will do.
-    described["pooled_k8"] = keys_of(prepared.pooled_k8) if tail else described["k8"]
-    described["pooled_v8"] = values_of(prepared.pooled_v8) if tail else described["v8"]
-    return prepared._replace(**described)  # pyright: ignore[reportArgumentType]
+def _described(plan: CallPlan, prepared: PreparedInputs) -> dict[str, Any]:
+    """Keys and values as tensor descriptors: the copy engine loads whole tiles."""
+    width, keys = plan.width, plan.launch.key_tile
+    packed_values = plan.shape.pv_bits == 16
+    value_tile = (keys, width) if packed_values else (width, keys)
+    described: dict[str, Any] = {
+        "keys": plan.descriptor("keys", prepared.keys, (keys, width)),
+        "values": plan.descriptor("values", prepared.values, value_tile),
+    }
+    if plan.low_tail:
+        described["tail_keys"] = plan.descriptor("tail_keys", prepared.tail_keys, (keys, width))
+        described["tail_values"] = plan.descriptor("tail_values", prepared.tail_values, value_tile)
+    return described

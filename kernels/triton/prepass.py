@@ -1,14 +1,14 @@
 """Pre-pass: reads q, k, v where the model left them, gathers, removes K's mean, pools, quantises.
 
-One launch does the three tensors; a statistics launch before it finds K's mean and V's range. Sums
+One launch does the three tensors; statistics launches before it find K's mean and V's range. Sums
 go through partial results in a fixed order, so the same input gives the same bits.
 
-Quantised tensors are stored in the order and with the holes of ``PackedLayout``, holes as zeros:
-``q8``/``k8`` [B*H, rows, D]; ``v8`` [B*H, KVb, D, block] (transposed, because 8-bit tensor cores
-read both operands along the summed dimension). KVb counts the blocks of the extra tokens too, and D
-is the padded head dimension: channels past the inputs' own are zero. With an 8-bit V, K's rows are
-stored permuted inside groups of 16 so that the accumulator of Q.K holds P in the register order of
-the next product's operand.
+Tensors are stored in the order and with the holes of ``PackedLayout``, holes as zeros: queries and
+keys [B*H, rows, D]; values [B*H, rows, D] in 16 bits and [B*H, KVb, D, block] below (transposed,
+because 8-bit tensor cores read both operands along the summed dimension). KVb counts the blocks of
+the extra tokens too, and D is the padded head dimension: channels past the inputs' own are zero.
+Where K and V both have few bits, K's rows are stored permuted inside groups of 16 so that the
+accumulator of Q.K holds P in the register order of the next product's operand.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..packed_layout import PackedLayout
 from ..quantization import FP8_V_MAX, INT8_MAX, hadamard_matrix, statistics_step
+from .call_plan import CallPlan
 from .primitives import head_offset, round_to_int, row_mask, token_of_position
 
 STATISTICS_ROWS = 128
@@ -30,21 +30,21 @@ MAX_ROTATION = 128
 
 
 class PreparedInputs(NamedTuple):
-    """What the attention kernel reads beside the original tensors; unused entries are 1 element."""
+    """What the attention kernel reads beside q; an entry that it does not need is q itself."""
 
-    q8: Tensor  # int8 [B*H, rows, D]
+    q8: Tensor  # int8 [B*H, rows, D], low-bit Q.K only
     q_scale: Tensor  # float32 [B*H, rows]
-    k8: Tensor  # int8 [B*H, rows, D]
+    keys: Tensor  # int8 or dtype of k [B*H, rows, D]
     k_scale: Tensor  # float32 [B*H, KVb] (8 bits) or [B*H, rows] (4 bits)
-    v8: Tensor  # int8 or float8_e4m3fn [B*H, KVb, D, block]
+    values: Tensor  # int8 or float8_e4m3fn [B*H, KVb, D, block], or dtype of v [B*H, rows, D]
     v_scale: Tensor  # float32 [B*H, D] (8 bits) or [B*H, KVb, D] (4 bits)
     v_low: Tensor  # float32 [B*H, KVb, D], 4 bits only
     pooled_k: Tensor  # dtype of k [B*H, KVb, D]
     pooled_v: Tensor  # dtype of v [B*H, KVb, D]
     # The pooled rows once more in 8 bits, in tiles of the key block, where Q.K and P.V both are.
-    pooled_k8: Tensor  # int8 [B*H, tiles * block, D]
-    pooled_k_scale: Tensor  # float32 [B*H, tiles]
-    pooled_v8: Tensor  # int8 or float8_e4m3fn [B*H, tiles, D, block]
+    tail_keys: Tensor  # int8 [B*H, tiles * block, D]
+    tail_key_scale: Tensor  # float32 [B*H, tiles]
+    tail_values: Tensor  # int8 or float8_e4m3fn [B*H, tiles, D, block]
 
 
 @triton.jit(do_not_specialize=("S", "H", "chunks"))
@@ -83,12 +83,33 @@ def statistics_kernel(
     tl.store(v_partial + out, v_max)
 
 
+@triton.jit(do_not_specialize=("sampled", "chunks"))
+def summary_kernel(
+    k_partial, v_partial, k_mean, v_scale, sampled, chunks, limit,
+    D: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
+    """Grid (B*H,): K's mean and V's scale from the partial results, summed in their order."""
+    d = tl.arange(0, D)
+    base = tl.program_id(0).to(tl.int64) * chunks * D
+    k_sum = tl.zeros([D], dtype=tl.float32)
+    v_max = tl.zeros([D], dtype=tl.float32)
+    for start in range(0, chunks, STEP):
+        row = start + tl.arange(0, STEP)
+        at = base + row[:, None] * D + d[None, :]
+        k_sum += tl.sum(tl.load(k_partial + at, mask=(row < chunks)[:, None], other=0.0), 0)
+        v_part = tl.load(v_partial + at, mask=(row < chunks)[:, None], other=0.0)
+        v_max = tl.maximum(v_max, tl.max(v_part, 0))
+    out = tl.program_id(0) * D + d
+    tl.store(k_mean + out, k_sum / sampled)
+    tl.store(v_scale + out, tl.maximum(v_max, 1e-12) / limit)
+
+
 @triton.jit(
     do_not_specialize=("S", "H", "grid_tokens", "extra_start", "rows_padded", "stored_blocks")
 )
 def prepass_kernel(
     Q, K, V, permutation, order_of_head, k_mean, v_scale, hadamard,
-    q8, q_scale, k8, k_scale, v8, v_step, v_low, pooled_k, pooled_v,
+    q8, q_scale, keys, k_scale, values, v_step, v_low, pooled_k, pooled_v,
     q_stride_b, q_stride_h, q_stride_s,
     k_stride_b, k_stride_h, k_stride_s,
     v_stride_b, v_stride_h, v_stride_s,
@@ -152,16 +173,18 @@ def prepass_kernel(
         mean = (tl.sum(x, 0) / size).to(K.dtype.element_ty)
         if POOL:
             tl.store(pooled_k + pooled, mean)
+        if QK_BITS == 16:
+            tl.store(keys + stored, x.to(keys.dtype.element_ty))
         if QK_BITS == 8:
             step = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), 1e-12) * (1.0 / 127.0)
             tl.store(k_scale + batch_head * stored_blocks + block, step)
-            tl.store(k8 + stored, round_to_int(x * (1.0 / step)).to(tl.int8))
+            tl.store(keys + stored, round_to_int(x * (1.0 / step)).to(tl.int8))
         if QK_BITS == 4:
             x = tl.where(valid[:, None], x - mean.to(tl.float32)[None, :], 0.0)
             x = rotate(x, hadamard, ROWS, D)
             step_of_token = tl.maximum(tl.max(tl.abs(x), 1), 1e-12) * (1.0 / 7.0)
             tl.store(k_scale + batch_head * rows_padded + first + n, step_of_token)
-            tl.store(k8 + stored, round_to_int(x * (1.0 / step_of_token)[:, None]).to(tl.int8))
+            tl.store(keys + stored, round_to_int(x * (1.0 / step_of_token)[:, None]).to(tl.int8))
     else:
         V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
         x = tl.load(V + token[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
@@ -169,15 +192,17 @@ def prepass_kernel(
         mean = (tl.sum(x, 0) / size).to(V.dtype.element_ty)
         if POOL:
             tl.store(pooled_v + pooled, mean)
-        if PV_BITS < 16:
+        if PV_BITS == 16:
+            tl.store(values + stored, x.to(values.dtype.element_ty))
+        else:
             transposed = ((batch_head * stored_blocks + block) * D + d[:, None]) * ROWS + n[None, :]
             if PV_BITS == 8:
                 x = x * (1.0 / tl.load(v_scale + batch_head * D + d))[None, :]
                 if FP8:
                     x = tl.minimum(tl.maximum(x, -448.0), 448.0)
-                    tl.store(v8 + transposed, tl.trans(x.to(tl.float8e4nv)))
+                    tl.store(values + transposed, tl.trans(x.to(tl.float8e4nv)))
                 else:
-                    tl.store(v8 + transposed, tl.trans(round_to_int(x).to(tl.int8)))
+                    tl.store(values + transposed, tl.trans(round_to_int(x).to(tl.int8)))
             else:
                 x = tl.where(valid[:, None], x - mean.to(tl.float32)[None, :], 0.0)
                 low = tl.min(x, 0)
@@ -185,7 +210,7 @@ def prepass_kernel(
                 tl.store(v_low + pooled, low)
                 tl.store(v_step + pooled, step_of_channel)
                 levels = (x - low[None, :]) * (1.0 / step_of_channel)[None, :]
-                tl.store(v8 + transposed, tl.trans(round_to_int(levels).to(tl.int8)))
+                tl.store(values + transposed, tl.trans(round_to_int(levels).to(tl.int8)))
 
 
 @triton.jit
@@ -207,98 +232,128 @@ def rotate(x, hadamard, ROWS: tl.constexpr, D: tl.constexpr):
 
 
 def prepare(
-    q: Tensor, k: Tensor, v: Tensor, permutation: Tensor, order_of_head: Tensor,
-    layout: PackedLayout, rows: int, width: int, alignment: int,
-    *, qk_bits: int, pv_bits: int, fp8: bool, tail: bool,
-) -> PreparedInputs:  # fmt: skip
-    """Runs the pre-pass that the given bits and the tail ask for; see the module docstring.
-
-    ``rows`` is the key block, ``width`` the padded head dimension.
-    """
+    plan: CallPlan, q: Tensor, k: Tensor, v: Tensor, permutation: Tensor, order_of_head: Tensor
+) -> PreparedInputs:
+    """Runs the pre-pass that the call's bits and tail ask for; see the module docstring."""
     batch, heads, tokens, head_dim = q.shape
-    key_blocks = layout.stored_blocks
-    padded = layout.rows
-    pairs = batch * heads
-    pool = tail or qk_bits == 4 or pv_bits == 4
-
-    def buffer(used: bool, *shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape if used else (1,), dtype=dtype, device=q.device)
-
-    low_qk, low_pv = qk_bits < 16, pv_bits < 16
-    low_tail = tail and qk_bits == 8 and pv_bits == 8
-    v8_dtype = torch.float8_e4m3fn if pv_bits == 8 and fp8 else torch.int8
+    layout, width, shape = plan.layout, plan.width, plan.shape
+    qk_bits, pv_bits, fp8 = shape.qk_bits, shape.pv_bits, shape.fp8
+    rows = shape.block[1]
+    blocks, padded, pairs = layout.stored_blocks, layout.rows, batch * heads
+    low_qk, low_pv, pool = qk_bits < 16, pv_bits < 16, plan.pooled
     tiles = triton.cdiv(layout.key_blocks, rows)
-    k_mean = v_scale = buffer(False, dtype=torch.float32)
+    v8_dtype = torch.float8_e4m3fn if fp8 else torch.int8
+
+    def buffer(used: bool, *sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device=q.device) if used else q
+
+    k_mean = v_scale = q
     if low_qk or pv_bits == 8:
-        every = statistics_step(tokens, pv_bits, fp8)
-        k_mean, v_max = _statistics(k, v, width, alignment, every, low_qk, pv_bits == 8)
-        v_scale = v_max.clamp_min_(1e-12).div_(FP8_V_MAX if fp8 else INT8_MAX)
+        k_mean, v_scale = _statistics(plan, k, v)
+    if pv_bits == 4:
+        v_scale = buffer(True, pairs, blocks, width)
+    if low_pv:
+        values = buffer(True, pairs, blocks, width, rows, dtype=v8_dtype)
+    else:
+        values = buffer(True, pairs, padded, width, dtype=v.dtype)
     prepared = PreparedInputs(
         q8=buffer(low_qk, pairs, padded, width, dtype=torch.int8),
-        q_scale=buffer(low_qk, pairs, padded, dtype=torch.float32),
-        k8=buffer(low_qk, pairs, padded, width, dtype=torch.int8),
-        k_scale=buffer(low_qk, pairs, key_blocks if qk_bits == 8 else padded, dtype=torch.float32),
-        v8=buffer(low_pv, pairs, key_blocks, width, rows, dtype=v8_dtype),
-        v_scale=buffer(pv_bits == 4, pairs, key_blocks, width, dtype=torch.float32)
-        if pv_bits != 8 else v_scale,
-        v_low=buffer(pv_bits == 4, pairs, key_blocks, width, dtype=torch.float32),
-        pooled_k=buffer(pool, pairs, key_blocks, width, dtype=k.dtype),
-        pooled_v=buffer(pool, pairs, key_blocks, width, dtype=v.dtype),
-        pooled_k8=buffer(low_tail, pairs, tiles * rows, width, dtype=torch.int8),
-        pooled_k_scale=buffer(low_tail, pairs, tiles, dtype=torch.float32),
-        pooled_v8=buffer(low_tail, pairs, tiles, width, rows, dtype=v8_dtype),
-    )  # fmt: skip
-    if not (low_qk or low_pv or pool):
-        return prepared
-    hadamard = (
-        hadamard_matrix(min(width, MAX_ROTATION), q.device, torch.float16)
-        if qk_bits == 4
-        else buffer(False, dtype=torch.float16)
+        q_scale=buffer(low_qk, pairs, padded),
+        keys=buffer(True, pairs, padded, width, dtype=torch.int8 if low_qk else k.dtype),
+        k_scale=buffer(low_qk, pairs, blocks if qk_bits == 8 else padded),
+        values=values,
+        v_scale=v_scale,
+        v_low=buffer(pv_bits == 4, pairs, blocks, width),
+        pooled_k=buffer(pool, pairs, blocks, width, dtype=k.dtype),
+        pooled_v=buffer(pool, pairs, blocks, width, dtype=v.dtype),
+        tail_keys=buffer(plan.low_tail, pairs, tiles * rows, width, dtype=torch.int8),
+        tail_key_scale=buffer(plan.low_tail, pairs, tiles),
+        tail_values=buffer(plan.low_tail, pairs, tiles, width, rows, dtype=v8_dtype),
     )
+    hadamard = q
+    if qk_bits == 4:
+        hadamard = hadamard_matrix(min(width, MAX_ROTATION), q.device, torch.float16)
     first_role = 0 if low_qk else 1
-    programs = padded // rows if low_qk else key_blocks
-    num_warps = 4 if rows < 128 and width <= 128 else 8
-    prepass_kernel[(programs, pairs, 3 - first_role)](
-        q, k, v, permutation, order_of_head, k_mean, v_scale, hadamard,
-        prepared.q8, prepared.q_scale, prepared.k8, prepared.k_scale,
-        prepared.v8, prepared.v_scale, prepared.v_low, prepared.pooled_k, prepared.pooled_v,
-        *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-        tokens, heads, layout.grid_tokens, layout.extra_start, padded, key_blocks,
-        HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment, ROWS=rows,
-        QK_BITS=qk_bits, PV_BITS=pv_bits, FP8=fp8, POOL=pool, GATHER=True,
-        PERMUTE_KEYS=low_qk and low_pv, FIRST_ROLE=first_role, num_warps=num_warps,
+    warps = 4 if rows < 128 and width <= 128 else 8
+    plan.run(
+        prepass_kernel,
+        (padded // rows if low_qk else blocks, pairs, 3 - first_role),
+        (
+            q, k, v, permutation, order_of_head, k_mean, v_scale, hadamard,
+            prepared.q8, prepared.q_scale, prepared.keys, prepared.k_scale,
+            prepared.values, v_scale, prepared.v_low, prepared.pooled_k, prepared.pooled_v,
+            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            tokens, heads, layout.grid_tokens, layout.extra_start, padded, blocks,
+        ),
+        {
+            "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": plan.alignment, "ROWS": rows,
+            "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": pool, "GATHER": True,
+            "PERMUTE_KEYS": low_qk and low_pv, "FIRST_ROLE": first_role,
+        },
+        num_warps=warps,
     )  # fmt: skip
-    if low_tail:
+    if plan.low_tail:
         # The grid's pooled rows are a short sequence; the same kernel quantises them.
-        stride = (key_blocks * width, 0, width)
-        prepass_kernel[(tiles, pairs, 2)](
-            q, prepared.pooled_k, prepared.pooled_v, permutation, order_of_head, k_mean, v_scale,
-            hadamard, prepared.q8, prepared.q_scale, prepared.pooled_k8, prepared.pooled_k_scale,
-            prepared.pooled_v8, prepared.v_scale, prepared.v_low,
-            prepared.pooled_k, prepared.pooled_v,
-            *stride, *stride, *stride,
-            layout.key_blocks, 1, layout.key_blocks, tiles * rows, tiles * rows, tiles,
-            HEAD_DIM=width, D=width, ALIGNMENT=1, ROWS=rows,
-            QK_BITS=8, PV_BITS=8, FP8=fp8, POOL=False, GATHER=False,
-            PERMUTE_KEYS=True, FIRST_ROLE=1, num_warps=num_warps,
+        stride = (blocks * width, 0, width)
+        plan.run(
+            prepass_kernel,
+            (tiles, pairs, 2),
+            (
+                q, prepared.pooled_k, prepared.pooled_v, permutation, order_of_head, k_mean,
+                v_scale, hadamard, prepared.q8, prepared.q_scale, prepared.tail_keys,
+                prepared.tail_key_scale, prepared.tail_values, v_scale, prepared.v_low,
+                prepared.pooled_k, prepared.pooled_v,
+                *stride, *stride, *stride,
+                layout.key_blocks, 1, layout.key_blocks, tiles * rows, tiles * rows, tiles,
+            ),
+            {
+                "HEAD_DIM": width, "D": width, "ALIGNMENT": 1, "ROWS": rows,
+                "QK_BITS": 8, "PV_BITS": 8, "FP8": fp8, "POOL": False, "GATHER": False,
+                "PERMUTE_KEYS": True, "FIRST_ROLE": 1,
+            },
+            num_warps=warps,
+            launch_of="tail",
         )  # fmt: skip
     return prepared
 
 
-def _statistics(
-    k: Tensor, v: Tensor, width: int, alignment: int, every: int, of_k: bool, of_v: bool
-) -> tuple[Tensor, Tensor]:
-    """Mean of K and largest magnitude of V per channel: float32 [B*H, width] each.
+def _statistics(plan: CallPlan, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of K and scale of V per channel: float32 [B*H, D] each, from a sample of the tokens.
 
-    Only every ``every``-th token is read. What is not asked for is 0.
+    What the call's bits do not ask for is not computed.
     """
     batch, heads, tokens, head_dim = k.shape
+    shape, width, pairs = plan.shape, plan.width, batch * heads
+    every = statistics_step(tokens, shape.pv_bits, shape.fp8)
     sampled = triton.cdiv(tokens, every)
     chunks = triton.cdiv(sampled, STATISTICS_ROWS)
-    partial = torch.empty(2, batch * heads, chunks, width, dtype=torch.float32, device=k.device)
-    statistics_kernel[(chunks, batch * heads)](
-        k, v, partial[0], partial[1], *k.stride()[:3], *v.stride()[:3], tokens, heads, chunks,
-        HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment, ROWS=STATISTICS_ROWS, STEP=64,
-        EVERY=every, OF_K=of_k, OF_V=of_v, num_warps=4,
+    k_partial, v_partial = (
+        torch.empty(pairs, chunks, width, dtype=torch.float32, device=k.device) for _ in range(2)
+    )
+    plan.run(
+        statistics_kernel,
+        (chunks, pairs, 1),
+        (
+            k, v, k_partial, v_partial, *k.stride()[:3], *v.stride()[:3], tokens, heads, chunks,
+        ),
+        {
+            "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": plan.alignment,
+            "ROWS": STATISTICS_ROWS, "STEP": 64, "EVERY": every,
+            "OF_K": shape.qk_bits < 16, "OF_V": shape.pv_bits == 8,
+        },
+        num_warps=4,
     )  # fmt: skip
-    return partial[0].sum(1).div_(sampled), partial[1].amax(1)
+    k_mean, v_scale = (
+        torch.empty(pairs, width, dtype=torch.float32, device=k.device) for _ in range(2)
+    )
+    plan.run(
+        summary_kernel,
+        (pairs, 1, 1),
+        (
+            k_partial, v_partial, k_mean, v_scale, sampled, chunks,
+            FP8_V_MAX if shape.fp8 else INT8_MAX,
+        ),
+        {"D": width, "STEP": 32},
+        num_warps=4,
+    )  # fmt: skip
+    return k_mean, v_scale

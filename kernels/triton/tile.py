@@ -11,47 +11,37 @@ from .primitives import columns_in_token_order, round_to_int
 @triton.jit
 def attend_tile(
     acc, row_sum, row_max, q, q16, row_scale, block, part, bias, end, scale_log2,
-    K, V, token_of, k8, k_scale, v8, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
-    k_stride_s, v_stride_s,
-    HEAD_DIM: tl.constexpr, D: tl.constexpr,
-    KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    keys, k_scale, values, k_row, v_row, v_scale, v_low, pooled_k, pooled_v,
+    D: tl.constexpr, KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr,
-    GATHER: tl.constexpr, BIASED: tl.constexpr, TMA: tl.constexpr,
+    MASKED: tl.constexpr, BIASED: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
     """Folds one tile of keys into (acc, row_sum, row_max).
 
-    GATHER: 16-bit keys and values lie at their tokens, ``token_of`` gives that of a position, in
-    rows of HEAD_DIM channels; else they lie in a row. No key lies at position ``end`` or behind it.
-    BIASED: ``bias`` [BN] is added to the logits (base 2) of each column. TMA: ``k8`` and ``v8`` are
-    tensor descriptors of all heads and ``k_row``, ``v_row`` this head's first rows; else they are
-    this head's pointers.
+    MASKED: rows at position ``end`` or behind it are not stored (16 bits only). BIASED: ``bias``
+    [BN] is added to the logits (base 2) of each column. TMA: ``keys`` and ``values`` are tensor
+    descriptors of all heads and ``k_row``, ``v_row`` this head's first rows; else they are this
+    head's pointers.
     """
     PERMUTED: tl.constexpr = (QK_BITS < 16) and (PV_BITS < 16)
     n = tl.arange(0, BN)
     d = tl.arange(0, D)
     first = block * KEY_BLOCK + part * BN
-    if QK_BITS == 16 or PV_BITS == 16:
-        token = (first + n).to(tl.int64)
-        exists = token < end
-        if GATHER:
-            token = tl.load(token_of + first + n, mask=exists, other=0).to(tl.int64)
+    if TMA:
+        kt = tl.trans(keys.load([k_row + first, 0]))
+    elif MASKED:
+        kt = tl.load(
+            keys + first * D + (n[None, :] * D + d[:, None]),
+            mask=(first + n < end)[None, :], other=0.0,
+        )  # fmt: skip
+    else:
+        # A scalar base and loop-invariant 32-bit offsets: few registers, no 64-bit arithmetic.
+        kt = tl.load(keys + first * D + (n[None, :] * D + d[:, None]))
     if QK_BITS == 16:
-        k_at = K + token[None, :] * k_stride_s + d[:, None]
-        if not GATHER:
-            kt = tl.load(k_at, mask=exists[None, :], other=0.0)
-        elif HEAD_DIM == D:
-            kt = tl.load(k_at)
-        else:
-            kt = tl.load(k_at, mask=(d < HEAD_DIM)[:, None], other=0.0)
         s = tl.dot(q, kt)
         top = tl.max(s, 1)
         factor = row_scale
     else:
-        if TMA:
-            kt = tl.trans(k8.load([k_row + first, 0]))
-        else:
-            # A scalar base and loop-invariant 32-bit offsets: few registers, no 64-bit arithmetic.
-            kt = tl.load(k8 + first * D + (n[None, :] * D + d[:, None]))
         s = tl.dot(q, kt, out_dtype=tl.int32)
         if QK_BITS == 8:
             # The largest integer of a row is its largest logit, because both scales are positive.
@@ -79,19 +69,21 @@ def attend_tile(
     if PV_BITS == 16:
         p = tl.exp2(s * factor[:, None] - new_max[:, None])
         row_sum = row_sum * alpha + tl.sum(p, 1)
-        v_at = V + token[:, None] * v_stride_s + d[None, :]
-        if not GATHER:
-            value = tl.load(v_at, mask=exists[:, None], other=0.0)
-        elif HEAD_DIM == D:
-            value = tl.load(v_at)
+        if TMA:
+            value = values.load([v_row + first, 0])
+        elif MASKED:
+            value = tl.load(
+                values + first * D + (n[:, None] * D + d[None, :]),
+                mask=(first + n < end)[:, None], other=0.0,
+            )  # fmt: skip
         else:
-            value = tl.load(v_at, mask=(d < HEAD_DIM)[None, :], other=0.0)
+            value = tl.load(values + first * D + (n[:, None] * D + d[None, :]))
         acc = tl.dot(p.to(value.dtype), value, acc * alpha[:, None])
     else:
         if TMA:
-            vt = tl.trans(v8.load([v_row + block * D, 0]))
+            vt = tl.trans(values.load([v_row + block * D, 0]))
         else:
-            vt = tl.load(v8 + block * (D * KEY_BLOCK) + (d[None, :] * KEY_BLOCK + n[:, None]))
+            vt = tl.load(values + block * (D * KEY_BLOCK) + (d[None, :] * KEY_BLOCK + n[:, None]))
         if FP8:
             # P times 2**8 in numerator and denominator: FP8's subnormals are out of the way.
             p = tl.exp2(s * factor[:, None] - (new_max - 8.0)[:, None])
@@ -127,3 +119,34 @@ def attend_tile(
                 # The block's mean is weighted with the exact probabilities.
                 acc += (tile_sum * weight)[:, None] * mean[None, :]
     return acc, row_sum, new_max
+
+
+@triton.jit
+def attend_pair(
+    acc, row_sum, row_max, q, row_scale, left, right, keys, k_scale, values, k_row, v_row,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+):  # fmt: skip
+    """Folds two key blocks of BN keys into (acc, row_sum, row_max): 8-bit keys, FP8 values, TMA.
+
+    One maximum, one rescaling and one sum for both, so that narrow blocks cost what wide ones do.
+    """
+    left_keys = tl.trans(keys.load([k_row + left * BN, 0]))
+    right_keys = tl.trans(keys.load([k_row + right * BN, 0]))
+    left_factor = row_scale * tl.load(k_scale + left)
+    right_factor = row_scale * tl.load(k_scale + right)
+    s = tl.dot(q, left_keys, out_dtype=tl.int32)
+    t = tl.dot(q, right_keys, out_dtype=tl.int32)
+    tile_max = tl.maximum(
+        tl.max(s, 1).to(tl.float32) * left_factor, tl.max(t, 1).to(tl.float32) * right_factor
+    )
+    new_max = tl.maximum(row_max, tl.ceil(tile_max))
+    alpha = tl.exp2(row_max - new_max)
+    offset = (new_max - 8.0)[:, None]
+    p = tl.exp2(s.to(tl.float32) * left_factor[:, None] - offset)
+    r = tl.exp2(t.to(tl.float32) * right_factor[:, None] - offset)
+    row_sum = row_sum * alpha + tl.sum(p + r, 1)
+    left_values = tl.trans(values.load([v_row + left * D, 0]))
+    right_values = tl.trans(values.load([v_row + right * D, 0]))
+    product = tl.dot(columns_in_token_order(p.to(tl.float8e4nv), BM, BN), left_values)
+    product = tl.dot(columns_in_token_order(r.to(tl.float8e4nv), BM, BN), right_values, product)
+    return acc * alpha[:, None] + product, row_sum, new_max
