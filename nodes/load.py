@@ -8,13 +8,14 @@ from typing import Any
 
 import comfy.model_management
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..calibration import Plan, PlanError, RuntimeOptions, load_plan, read_description
 from ..kernels import unavailable_reason
 from . import attention_hook, host_ui, plan_folder
 from .families import find_family, unserved_class
 from .layer_list import parse_layers
+from .load_picture import draw_load_picture
 from .model_identity import check_plan, identify, weight_distance
 from .sparse_session import SparseSession
 
@@ -220,4 +221,5 @@ class ParoLoad(io.ComfyNode):
             tell=lambda text, level: host_ui.tell(text, node_id, level),
         )
         logger.info("PARO: %s on %s, density %.2f", name, identity.description, density)
-        return io.NodeOutput(attention_hook.install(model, session))
+        shown = ui.PreviewImage(torch.from_numpy(draw_load_picture(chosen, options)), cls=cls)
+        return io.NodeOutput(attention_hook.install(model, session), ui=shown)

@@ -8,6 +8,7 @@ block is looked at and the ranks are those that the run-time selects by.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,26 +115,29 @@ class LayerPictures:
         for order in (MODEL_ORDER, *self._plan.orders[: _KEPT_GEOMETRIES - 1]):
             self._geometry(order)
 
-    def draw(self, layer: int, band: int, model_order: bool) -> BlockPictures:
-        """The heads of a layer, in their own orders or all in the model's."""
+    def draw(
+        self, layer: int, band: int, model_order: bool, heads: Sequence[int] | None = None
+    ) -> BlockPictures:
+        """Some heads of a layer (None: all), in their own orders or all in the model's."""
         plan = self._plan
-        profiles = decode(plan.profile[layer, band], plan.profile_top[layer, band]).flatten(1)
         own = plan.order_names(layer)
-        shown = [MODEL_ORDER] * len(own) if model_order else own
-        drawn: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = [None] * len(own)  # type: ignore[list-item]
+        wanted = range(len(own)) if heads is None else heads
+        profiles = decode(plan.profile[layer, band], plan.profile_top[layer, band]).flatten(1)
+        shown = {head: MODEL_ORDER if model_order else own[head] for head in wanted}
+        drawn: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         every = True
-        for name in dict.fromkeys(shown):
-            heads = [head for head, other in enumerate(shown) if other == name]
+        for name in dict.fromkeys(shown.values()):
+            alike = [head for head in wanted if shown[head] == name]
             geometry = self._geometry(name)
             every = geometry.every
-            mass = geometry.masses(profiles[heads])
-            for place, head in enumerate(heads):
+            mass = geometry.masses(profiles[alike])
+            for place, head in enumerate(alike):
                 if plan.correction[layer, band, head] != NO_CORRECTION:
                     codes = self._corrected[layer, band, head]
                     mass[place] = _corrected(mass[place], codes, geometry, plan, own[head], name)
-            for head, pictures in zip(heads, self._ranked(mass, geometry), strict=True):
-                drawn[head] = pictures
-        mass_codes, ranks, recall = (np.stack(parts) for parts in zip(*drawn, strict=True))
+            drawn.update(zip(alike, self._ranked(mass, geometry), strict=True))
+        parts = zip(*(drawn[head] for head in wanted), strict=True)
+        mass_codes, ranks, recall = (np.stack(part) for part in parts)
         return BlockPictures(mass_codes, ranks, recall, every)
 
     def _geometry(self, order: str) -> _Geometry:

@@ -45,6 +45,33 @@ def test_says_what_the_last_run_did(canvas):
     assert "reference on CPU" in status and "mean density" in status
 
 
+def test_shows_no_second_picture_from_the_server(canvas):
+    shown = canvas.server_pictures()
+    assert shown == {"sent": 1, "drawn": 0, "mounted": 0}
+
+
+def test_the_servers_picture_is_shown_where_the_live_one_is_not(browser, host):
+    page = ComfyPage(browser, host.port, nodes2=True)
+    try:
+        if page.frontend() >= NODES_2:
+            pytest.skip("this frontend's Nodes 2.0 shows the live picture")
+        workflow = demo_workflow(SIZE, 1)
+        load = next(node for node in workflow["nodes"] if node["type"] == "ParoLoad")
+        load["widgets_values"][1] = 0.45
+        page.load(workflow)
+        page.show()
+        page.run()
+        page.page.wait_for_timeout(2000)
+        assert page.server_pictures()["mounted"] == 1
+        assert page.page.locator(".paro").count() == 0
+        assert page.errors == []
+    finally:
+        page.page.evaluate(
+            "() => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', false)"
+        )
+        page.close()
+
+
 def test_mask_and_recall_follow_the_slider(canvas):
     canvas.drag_density(0.5, 0.1)
     low, few, said = canvas.density(), canvas.pixels(), canvas.text("recall")

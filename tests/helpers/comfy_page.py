@@ -50,6 +50,14 @@ _PIXELS = """(name) => {
 }"""
 
 
+_SERVER_PICTURES = """() => {
+  const node = app.graph._nodes.find((n) => n.type === "ParoLoad");
+  return {
+    sent: app.nodeOutputs[node.id]?.images?.length ?? 0,
+    drawn: (node.imgs ?? []).length + node.widgets.filter((w) => /preview/.test(w.name)).length,
+    mounted: document.querySelectorAll(`[data-node-id="${node.id}"] img`).length,
+  };
+}"""
 _OVERFLOW = """() => [...document.querySelectorAll(".paro, .paro-side, .paro-steppers")]
   .filter((e) => e.scrollWidth > e.clientWidth + 1 || e.scrollHeight > e.clientHeight + 1)
   .map((e) => [e.className, e.scrollWidth, e.clientWidth, e.scrollHeight, e.clientHeight])"""
@@ -149,6 +157,10 @@ class ComfyPage:
     def pixels(self, canvas: str = "map") -> dict[str, float]:
         """Share of the coloured pixels of a canvas of the picture, and a hash of all."""
         return self.page.evaluate(_PIXELS, f".paro-{canvas}")
+
+    def server_pictures(self) -> dict[str, int]:
+        """Pictures that the server sent for Load PARO, and where the page shows them."""
+        return self.page.evaluate(_SERVER_PICTURES)
 
     def node_id(self) -> str:
         """The id of Load PARO."""

@@ -39,6 +39,7 @@ class LoadPicture {
       getMinHeight: () => MIN_HEIGHT,
     });
     widget.serialize = false;
+    hideServerPicture(node, this.#picture.element);
     this.#picture.element.addEventListener("wheel", (event) => {
       // Nodes 2.0 hands it on by itself.
       if (!globalThis.LiteGraph?.vueNodesMode) app.canvas.processMouseWheel?.(event);
@@ -222,6 +223,17 @@ function chain(node, name, after) {
     const result = before?.apply(this, args);
     after();
     return result;
+  };
+}
+
+/** The node's result holds a picture for those who cannot see the live one; both would say the same.
+ *  Where a page does not put this element anywhere, as the first Nodes 2.0, that one is shown. */
+function hideServerPicture(node, element) {
+  const live = () => element.isConnected;
+  Object.defineProperty(node, "hideOutputImages", { get: live, configurable: true }); // Nodes 2.0
+  const before = node.onDrawBackground; // the canvas shows pictures from here
+  node.onDrawBackground = function (...args) {
+    return live() ? undefined : before?.apply(this, args);
   };
 }
 
