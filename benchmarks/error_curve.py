@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from _package import ROOT
 from attention import BLOCKS, SHAPES
@@ -26,6 +27,7 @@ from bench_cases import random_inputs
 from compile_ahead import Variant, compile_ahead
 from demo_masks import TWO_PROMPTS, DemoHeads
 from kernel_parts import call
+from launch_search import TABLE, rewritten
 from paro_attention.calibration import PlanRuntime
 from paro_attention.calibration.metrics import relative_error
 from paro_attention.calibration.token_order import grid_permutation, inverse_permutation
@@ -33,6 +35,7 @@ from paro_attention.demo.experiment import Experiment
 from paro_attention.demo.measure import Probe, mean_layer_error, probe
 from paro_attention.demo.settings import Scale, recipe
 from paro_attention.demo.wan import WanModel, load_demo_model
+from paro_attention.kernels.launch_table import BlockRow
 from peers import BASELINE, PEERS, Peer
 from timing import machine, sustained_ms
 from torch import Tensor
@@ -144,6 +147,27 @@ def equal_error(points: Sequence[Point], levels: Sequence[float] = LEVELS) -> li
     return rows
 
 
+def block_rows(
+    points: Sequence[Point], rows: Sequence[dict], sdpa_ms: float, architecture: int
+) -> list[BlockRow]:
+    """For each error: our fastest block, the density at which it has that error, and its time."""
+    found = []
+    for row in rows:
+        ours = {p.family: p for p in points if p.block is not None}
+        reached = {f: ms for f, ms in row["ms"].items() if f in ours and ms is not None}
+        if not reached:
+            continue
+        family = min(reached, key=lambda name: reached[name])
+        ms, block = reached[family], ours[family].block
+        assert block is not None
+        # Time falls with density: the density between those of the settings around that time.
+        line = sorted((p.ms, p.density) for p in points if p.family == family)
+        density = float(np.interp(ms, [at for at, _ in line], [d for _, d in line]))
+        share = round(ms / sdpa_ms, 3)
+        found.append(BlockRow(architecture, row["error"], block, round(density, 3), share))
+    return found
+
+
 def recorded(
     model: WanModel, scale: Scale, dtype: torch.dtype
 ) -> tuple[list[Probe], Callable[[tuple[int, int]], tuple[Experiment, DemoHeads]]]:
@@ -164,6 +188,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / "error-curve.json")
+    parser.add_argument("--table", type=Path, help=f"launch table to write BLOCKS into ({TABLE})")
     parser.add_argument("--seconds", type=float, default=4.0, help="timed seconds")
     parser.add_argument("--workers", type=int, default=12, help="processes that compile ahead")
     parser.add_argument("--commit", default=None, help="commit to record where there is no git")
@@ -223,6 +248,10 @@ def main() -> None:
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text(json.dumps(report, indent=1) + "\n")
     print_report(report)
+    if given.table is not None:
+        architecture = capability[0] * 10 + capability[1]
+        rows = block_rows(points, report["equal_error"], timings[BASELINE], architecture)
+        given.table.write_text(rewritten(given.table.read_text(), "BLOCKS", "BlockRow", rows))
     print(f"wrote {given.out} after {report['seconds']:.0f} s")
 
 

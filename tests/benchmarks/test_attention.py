@@ -103,9 +103,9 @@ def test_the_gate_of_a_dense_peer_sees_errors(cases, peers):
 def test_a_call_is_taken_apart(cases):
     taken_apart = importlib.import_module("kernel_parts")
     overhead = importlib.import_module("overhead")
-    shape = cases.Shape(1, 256, 64)
+    shape = cases.Shape(1, 128, 64)
     inputs = cases.random_inputs(shape, "cpu", torch.float16)
-    mask = cases.random_mask(1, 256, (64, 64), 0.5, "cpu")
+    mask = cases.random_mask(1, 128, (64, 64), 0.5, "cpu")
     taken = taken_apart.parts(taken_apart.call(inputs, mask, (8, 16)))
     want = taken.out.clone()
     taken.out.fill_(float("nan"))
@@ -115,7 +115,7 @@ def test_a_call_is_taken_apart(cases):
     assert torch.equal(taken.out, want)
     rows = overhead._row_numbers(inputs)
     stored = inputs.q.transpose(1, 2).reshape(-1, 64)
-    assert torch.equal(stored[rows].view(256, 64), inputs.q[0, 0, inputs.permutation[0].long()])
+    assert torch.equal(stored[rows].view(128, 64), inputs.q[0, 0, inputs.permutation[0].long()])
 
 
 def test_overhead_is_a_share_of_dense_attention():

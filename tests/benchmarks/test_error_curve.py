@@ -44,6 +44,17 @@ def test_the_fastest_family_is_named_at_every_error(curve):
     assert rows[1]["ms"] == {"a": 4.0, "b": None}
 
 
+def test_our_fastest_block_is_told_with_its_density(curve):
+    points = [
+        curve.Point("PARO 64x64", 0.5, 0.01, 4.0, (64, 64)),
+        curve.Point("PARO 64x64", 0.1, 0.04, 2.0, (64, 64)),
+        curve.Point("sol", 0.1, 0.01, 1.0),
+    ]
+    (row,) = curve.block_rows(points, curve.equal_error(points, (0.001, 0.02)), 12.0, 90)
+    assert row.block == (64, 64) and row.error == 0.02 and row.architecture == 90
+    assert row.density == pytest.approx(0.3) and row.share == 0.25
+
+
 def test_errors_fall_with_density_and_a_perfect_peer_has_none(curve):
     scale = replace(
         curve.SCALE, grid=(2, 8, 8), block=(32, 32), steps=4, videos=1, probe_steps=1,

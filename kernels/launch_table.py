@@ -1,0 +1,172 @@
+"""The launch table: tile, warps, stages and registers of the attention kernel, by card and call.
+
+Data and their lookup, nothing else. Of the rows that serve a call the first is taken. Rows that
+were searched on a card come first: ``benchmarks/launch_search.py`` writes them, with the speed that
+it measured beside each. Behind them stand rules for everything else, chosen by registers and shared
+memory as compiled. ``BLOCKS`` says which block was fastest at equal error; it is written by
+``benchmarks/error_curve.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ALL_BLOCKS = (32, 64, 128)
+FULL = (0.0, 1.0)  # every density
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchRow:
+    """One launch and the calls that it serves.
+
+    Attributes:
+        architectures: compute capabilities as in sm_90; () means all.
+        head_dims: padded head dimensions.
+        qk_bits, pv_bits: bits of the two products.
+        query_blocks, key_blocks: sides of the block.
+        densities: served densities, above the first and up to the second.
+        query_tile, key_tile: largest tiles; a smaller block's side is the tile itself.
+        num_warps, num_stages: Triton's launch options.
+        max_registers: register cap per thread, None for the compiler's choice.
+        tma: load by the tensor copy engine.
+        paired: two key blocks a step.
+        path: "triton" or another kernel by name.
+        measured: (density, effective TFLOP/s of the kernel alone) where it was timed: 12 heads of
+            32,768 tokens, sustained clocks; () where it was not.
+    """
+
+    architectures: tuple[int, ...]
+    head_dims: tuple[int, ...]
+    qk_bits: tuple[int, ...]
+    pv_bits: tuple[int, ...]
+    query_blocks: tuple[int, ...]
+    key_blocks: tuple[int, ...]
+    densities: tuple[float, float]
+    query_tile: int
+    key_tile: int
+    num_warps: int
+    num_stages: int
+    max_registers: int | None = None
+    tma: bool = False
+    paired: bool = False
+    path: str = "triton"
+    measured: tuple[tuple[float, float], ...] = ()
+
+    def serves(
+        self,
+        block: tuple[int, int],
+        head_dim: int,
+        qk_bits: int,
+        pv_bits: int,
+        capability: tuple[int, int],
+        density: float,
+    ) -> bool:
+        architecture = capability[0] * 10 + capability[1]
+        return (
+            (not self.architectures or architecture in self.architectures)
+            and head_dim in self.head_dims
+            and qk_bits in self.qk_bits
+            and pv_bits in self.pv_bits
+            and block[0] in self.query_blocks
+            and block[1] in self.key_blocks
+            and self.densities[0] < density <= self.densities[1]
+        )
+
+    def tile(self, block: tuple[int, int]) -> tuple[int, int]:
+        """(query, key) tile of a block."""
+        return min(self.query_tile, block[0]), min(self.key_tile, block[1])
+
+
+@dataclass(frozen=True, slots=True)
+class BlockRow:
+    """The block that reached an error of attention's output in the least time.
+
+    Attributes:
+        architecture: compute capability as in sm_90.
+        error: mean relative error on the demo model's attention.
+        block: (query, key) tokens.
+        density: computed / all blocks at which it has that error.
+        share: time of the call as a share of dense attention's.
+    """
+
+    architecture: int
+    error: float
+    block: tuple[int, int]
+    density: float
+    share: float
+
+
+def launch_row(
+    block: tuple[int, int],
+    head_dim: int,
+    qk_bits: int,
+    pv_bits: int,
+    capability: tuple[int, int],
+    density: float = 1.0,
+) -> LaunchRow:
+    """The first row of the table that serves a call.
+
+    Args:
+        block: (query, key) tokens of a block.
+        head_dim: padded head dimension: 64, 128 or 256.
+        qk_bits, pv_bits: 16, 8 or 4.
+        capability: of the card, such as (9, 0).
+        density: computed / all blocks, in (0, 1].
+
+    Raises:
+        LookupError: no row serves the call.
+    """
+    for row in ROWS:
+        if row.serves(block, head_dim, qk_bits, pv_bits, capability, density):
+            return row
+    raise LookupError(
+        f"no launch for blocks of {block[0]}x{block[1]}, head_dim {head_dim}, {qk_bits}/{pv_bits} "
+        f"bits, sm_{capability[0]}{capability[1]}, density {density}"
+    )
+
+
+# fmt: off
+# begin SEARCHED
+SEARCHED: tuple[LaunchRow, ...] = ()
+# end SEARCHED
+
+NARROW, WIDE, HOPPER = (64, 128), (256,), (90,)
+ANY, ALL = (), ALL_BLOCKS
+RULES: tuple[LaunchRow, ...] = (
+    # 4 bits. P and V of low bits are scaled per key block, so there the key tile is the block.
+    LaunchRow(ANY, NARROW, (4,), (8, 4), ALL, ALL, FULL, 64, 128, 4, 2),
+    LaunchRow(ANY, NARROW, (16, 8), (4,), ALL, ALL, FULL, 64, 128, 4, 2),
+    LaunchRow(ANY, NARROW, (4,), (16,), ALL, ALL, FULL, 64, 64, 4, 2),
+    # 8-bit values on Hopper: 168 registers and two stages hold three programs on a multiprocessor.
+    LaunchRow(HOPPER, NARROW, (8,), (8,), ALL, (32, 128), FULL, 64, 128, 4, 2, 168, tma=True),
+    LaunchRow(HOPPER, NARROW, (8,), (8,), ALL, (64,), FULL, 64, 64, 4, 2, 168, tma=True,
+              paired=True),
+    LaunchRow(HOPPER, NARROW, (16,), (8,), ALL, (128,), FULL, 64, 128, 4, 2, 168, tma=True),
+    LaunchRow(HOPPER, NARROW, (16,), (8,), ALL, (64,), FULL, 64, 64, 4, 3, 168, tma=True,
+              paired=True),
+    LaunchRow(HOPPER, NARROW, (16,), (8,), ALL, (32,), FULL, 64, 32, 4, 3, 168, tma=True),
+    LaunchRow((80,), NARROW, (16, 8), (8,), ALL, ALL, FULL, 64, 128, 4, 3),
+    LaunchRow(ANY, NARROW, (16, 8), (8,), ALL, ALL, FULL, 64, 128, 4, 2),
+    # 16-bit values.
+    LaunchRow(HOPPER, NARROW, (16, 8), (16,), ALL, ALL, FULL, 64, 64, 4, 3, 168, tma=True),
+    LaunchRow(ANY, NARROW, (16, 8), (16,), ALL, ALL, FULL, 64, 64, 4, 2),
+    # Rows of 256 channels. Only Hopper has more than 99 KiB of shared memory for sure, and 64 rows
+    # suit its instructions; a 16-bit K of 128 keys leaves the others no second stage.
+    LaunchRow(ANY, WIDE, (4,), (8, 4), ALL, ALL, FULL, 32, 128, 8, 2),
+    LaunchRow(ANY, WIDE, (4,), (16,), ALL, ALL, FULL, 32, 64, 8, 2),
+    LaunchRow(ANY, WIDE, (8,), (4,), ALL, ALL, FULL, 32, 128, 8, 2),
+    LaunchRow(HOPPER, WIDE, (16,), (4,), ALL, ALL, FULL, 32, 128, 8, 2),
+    LaunchRow(HOPPER, WIDE, (16, 8), (8,), ALL, ALL, FULL, 64, 128, 8, 2, tma=True),
+    LaunchRow(HOPPER, WIDE, (16, 8), (16,), ALL, ALL, FULL, 64, 64, 8, 2),
+    LaunchRow(ANY, WIDE, (16,), (8, 4), ALL, ALL, FULL, 32, 128, 8, 1),
+    LaunchRow(ANY, WIDE, (16,), (16,), ALL, ALL, FULL, 32, 64, 4, 2),
+    LaunchRow(ANY, WIDE, (8,), (8,), ALL, ALL, FULL, 64, 128, 8, 2),
+    LaunchRow(ANY, WIDE, (8,), (16,), ALL, ALL, FULL, 64, 64, 8, 2),
+)
+
+# begin BLOCKS
+BLOCKS: tuple[BlockRow, ...] = ()
+# end BLOCKS
+# fmt: on
+
+ROWS = (*SEARCHED, *RULES)

@@ -1,0 +1,62 @@
+import itertools
+from dataclasses import fields
+
+import pytest
+from paro_attention.kernels.block_mask import BLOCK_SIZES
+from paro_attention.kernels.launch import LaunchConfig, select_launch
+from paro_attention.kernels.launch_table import BLOCKS, ROWS, RULES, SEARCHED, launch_row
+
+CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
+BITS = (16, 8, 4)
+CALLS = list(
+    itertools.product(itertools.product(BLOCK_SIZES, repeat=2), (64, 128, 256), BITS, BITS)
+)
+
+
+def launch_of(row, block):
+    given = {field.name: getattr(row, field.name) for field in fields(LaunchConfig)}
+    tiles = dict(zip(("query_tile", "key_tile"), row.tile(block), strict=True))
+    return LaunchConfig(**given | tiles)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+def test_the_table_serves_every_call_as_select_launch_does(capability):
+    for call in CALLS:
+        assert launch_of(launch_row(*call, capability), call[0]) == select_launch(
+            *call, capability
+        ), call
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
+def test_every_density_has_a_launch_whose_tile_divides_the_block(capability):
+    for block, *rest in CALLS:
+        for density in (1e-6, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0):
+            row = launch_row(block, *rest, capability, density)
+            tile = row.tile(block)
+            assert block[0] % tile[0] == 0 and block[1] % tile[1] == 0
+            if rest[2] < 16:
+                assert tile[1] == block[1], "P and V are scaled per key block"
+
+
+def test_no_rule_is_hidden_by_those_before_it():
+    used = {launch_row(*call, capability) for call in CALLS for capability in CAPABILITIES}
+    assert [row for row in RULES if row not in used] == []
+
+
+def test_a_card_of_a_later_kind_is_served_by_the_general_rows():
+    assert launch_row((64, 128), 128, 8, 8, (12, 1)) == launch_row((64, 128), 128, 8, 8, (12, 0))
+
+
+def test_what_no_row_serves_is_named():
+    with pytest.raises(LookupError, match=r"64x128, head_dim 512, 8/8 bits, sm_90, density 0.5"):
+        launch_row((64, 128), 512, 8, 8, (9, 0), 0.5)
+
+
+def test_measured_rows_say_where_and_how_fast():
+    assert ROWS[: len(SEARCHED)] == SEARCHED and ROWS[len(SEARCHED) :] == RULES
+    for row in SEARCHED:
+        assert row.architectures and row.measured, "a searched row has its figures beside it"
+        for density, tflops in row.measured:
+            assert row.densities[0] < density <= row.densities[1] and tflops > 0
+    for row in BLOCKS:
+        assert 0 < row.density <= 1 and 0 < row.error < 1 and row.share > 0
