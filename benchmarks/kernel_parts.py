@@ -1,7 +1,7 @@
 """PARO's call for the benchmarks, whole and in its parts: the pre-pass, the attention kernel.
 
-The one place of benchmarks/ that knows how ``kernels/triton`` is put together: its module has
-functions ``prepare`` and ``attend``, which one call runs in turn, and chooses by ``select_launch``.
+The one place of benchmarks/ that knows how ``kernels/triton`` is put together: one call runs
+``prepare`` and ``attend`` in turn, and a plan per shape holds what ``select_launch`` chose.
 """
 
 from __future__ import annotations
@@ -76,14 +76,18 @@ def parts(run: Callable[[], Tensor]) -> Parts:
 @contextmanager
 def with_launch(launch: object) -> Iterator[None]:
     """Inside, every call takes this launch; None leaves the choice as it is."""
-    from paro_attention.kernels import triton as module
+    from paro_attention.kernels.triton import call_plan as module
 
     if launch is None:
         yield
         return
-    chosen = module.select_launch
+    # Plans hold the launch of every shape that has been called.
+    chosen, plans = module.select_launch, dict(module._plans)
+    module._plans.clear()
     module.select_launch = lambda *_args, **_kwargs: launch  # type: ignore[assignment]
     try:
         yield
     finally:
         module.select_launch = chosen
+        module._plans.clear()
+        module._plans.update(plans)

@@ -8,6 +8,7 @@ import os
 import pytest
 import torch
 from paro_attention.kernels import sparse_attention, unavailable_reason
+from paro_attention.kernels.launch import LaunchConfig
 
 
 @pytest.fixture(scope="module")
@@ -96,10 +97,13 @@ def test_the_gate_of_a_dense_peer_sees_errors(cases, peers):
     assert peer.error(out.roll(1, 2), inputs.q, inputs.k, inputs.v, None)[0] > peer.budget
 
 
-@pytest.mark.skipif(
+interpreted = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1" or unavailable_reason("cpu") is not None,
     reason="needs Triton under TRITON_INTERPRET=1 (set where there is no GPU)",
 )
+
+
+@interpreted
 def test_a_call_is_taken_apart(cases):
     taken_apart = importlib.import_module("kernel_parts")
     overhead = importlib.import_module("overhead")
@@ -116,6 +120,23 @@ def test_a_call_is_taken_apart(cases):
     rows = overhead._row_numbers(inputs)
     stored = inputs.q.transpose(1, 2).reshape(-1, 64)
     assert torch.equal(stored[rows].view(128, 64), inputs.q[0, 0, inputs.permutation[0].long()])
+
+
+@interpreted
+def test_a_launch_is_taken_inside_and_forgotten_outside(cases):
+    taken_apart = importlib.import_module("kernel_parts")
+    call_plan = importlib.import_module("paro_attention.kernels.triton.call_plan")
+    inputs = cases.random_inputs(cases.Shape(1, 128, 64), "cpu", torch.float16)
+    mask = cases.random_mask(1, 128, (64, 64), 0.5, "cpu")
+    launch = LaunchConfig(32, 64, 8, 1)
+    before = list(call_plan._plans)
+    with taken_apart.with_launch(launch):
+        want = taken_apart.call(inputs, mask, (8, 16))()
+        assert [plan.launch for plan in call_plan._plans.values()] == [launch]
+    assert list(call_plan._plans) == before
+    got = taken_apart.call(inputs, mask, (8, 16))()
+    assert launch not in [plan.launch for plan in call_plan._plans.values()]
+    assert torch.allclose(got, want, atol=2e-3)
 
 
 def test_overhead_is_a_share_of_dense_attention():
