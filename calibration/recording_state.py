@@ -98,7 +98,9 @@ def read_recording(path: str | os.PathLike[str]) -> SavedRecording | None:
         if text["format"] != FORMAT:
             raise RecordingError(f"its format is {text['format']!r}, not {FORMAT}")
         recorder, inputs = text["recorder"], text["inputs"]
-        if not isinstance(text["runs"], int) or not isinstance(inputs, dict):
+        if not isinstance(text["runs"], int) or any(
+            not isinstance(value, str) for value in inputs.values()
+        ):
             raise TypeError("runs or inputs of another type")
         schedule = tuple(float(sigma) for sigma in recorder["schedule"])
         grid = TokenGrid(*recorder["grid"])
@@ -166,10 +168,12 @@ def describe(recorder: Recorder) -> dict[str, Any]:
 
 @cache
 def _code() -> str:
-    """Digest of this package's source: runs of two versions do not belong in one plan."""
+    """Digest of the source that records: runs of two versions do not belong in one plan."""
     digest = hashlib.sha256()
-    for source in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(source.read_bytes())
+    package = Path(__file__).parent.parent
+    for folder in ("calibration", "kernels"):
+        for source in sorted((package / folder).rglob("*.py")):
+            digest.update(source.read_bytes())
     return digest.hexdigest()[:16]
 
 
@@ -183,7 +187,7 @@ def _named_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise RecordingError(f"{name}: {error}") from None
     except (OSError, SafetensorError) as error:
         raise RecordingError(f"{name} is not a readable safetensors file: {error}") from error
-    except (KeyError, TypeError, ValueError, RecursionError, IndexError) as error:
+    except (TypeError, ValueError, RecursionError, LookupError, AttributeError) as error:
         raise RecordingError(
             f"{name} is not a complete recording: {type(error).__name__}: {error}"
         ) from error

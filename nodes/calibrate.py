@@ -6,21 +6,19 @@ import logging
 from typing import Any
 
 import comfy.model_management
-import comfy.samplers
 from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..calibration import save_plan
 from . import host_ui, plan_folder
-from .calibration_run import (
-    CalibrationResult,
-    CalibrationSettings,
-    calibrate,
-)
+from .calibration_run import CalibrationResult, calibrate
+from .calibration_sampling import CalibrationSettings
 from .conditioning import Conditioning, with_text
 from .families import find_family, unserved_class
 from .load import PlanType
 from .report_picture import draw_report, head_panel
+from .shared_inputs import name_input, recording_inputs, resume_input, sampling_inputs
+from .unfinished import partial_path
 
 logger = logging.getLogger("paro_attention")
 
@@ -69,44 +67,13 @@ class ParoCalibrate(io.ComfyNode):
                     "model",
                     tooltip="As you sample it: with its shift and LoRAs, without Load PARO.",
                 ),
-                io.String.Input(
-                    "name", default="my-model",
-                    tooltip="The plan is written to models/paro/<name>.safetensors; one of that "
-                    "name is replaced when the calibration is complete.",
-                ),
+                name_input(),
                 io.Latent.Input("latent", tooltip="Empty latent of the size that you sample at."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
-                             control_after_generate=False,
-                             tooltip="Noise of the first prompt's run; the others count on. Any."),
-                io.Int.Input("steps", default=20, min=1, max=1000,
-                             tooltip="As you sample: 20 (recommended); 4-8 with a few-step LoRA."),
-                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="As you sample; 1 with a distilled model."),
-                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
-                               default="euler", tooltip="As you sample."),
-                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
-                               default="simple", tooltip="As you sample."),
-                io.Float.Input(
-                    "density", default=0.3, min=0.05, max=1.0, step=0.01, **host_ui.slider(),
-                    tooltip="The density at which token orders are chosen. The plan serves every "
-                    "density; 0.3 is recommended.",
+                *sampling_inputs(
+                    seed="Noise of the first prompt's run; the others count on. Any.",
+                    steps="As you sample: 20 (recommended); 4-8 with a few-step LoRA.",
                 ),
-                host_ui.advanced(
-                    io.Int, "noise_bands", default=4, min=1, max=8,
-                    tooltip="Noise levels that get a mask of their own. 4 recommended.",
-                ),
-                host_ui.advanced(
-                    io.Combo, "orders", options=["tiles", "axes", "fhw"], default="tiles",
-                    tooltip="Token orders to choose from: 3-D tiles and the six axis orders "
-                    "(recommended), the axis orders alone, or none.",
-                ),
-                host_ui.advanced(
-                    io.Combo, "choice", options=["output_error", "block_mass", "paper_metric"],
-                    default="output_error",
-                    tooltip="How a head's order is chosen: by the error of its output "
-                    "(recommended), by the attention kept, or by the two metrics of the "
-                    "PAROAttention paper.",
-                ),
+                *recording_inputs(),
                 host_ui.advanced(
                     io.Int, "start_at_step", default=0, min=0, max=LAST_STEP,
                     tooltip="First step to record. For Wan 2.2's low-noise expert: the step at "
@@ -135,6 +102,7 @@ class ParoCalibrate(io.ComfyNode):
                     "earlier_model", optional=True,
                     tooltip="Samples the steps before start_at_step: Wan 2.2's high-noise expert.",
                 ),
+                resume_input(),
             ],
             outputs=[
                 PlanType.Output("paro_plan", display_name="paro_plan",
@@ -172,12 +140,14 @@ class ParoCalibrate(io.ComfyNode):
         clip: Any | None = None,
         prompts: str = "",
         earlier_model: Any | None = None,
+        resume: bool = True,
     ) -> io.NodeOutput:
         node_id = cls.hidden.unique_id
         diffusion_model = model.get_model_object("diffusion_model")
         if find_family(diffusion_model) is None:
             raise ValueError(f"Calibrate PARO cannot serve this: {unserved_class(diffusion_model)}")
         path = plan_folder.new_plan_path(name)
+        partial = partial_path(path)
         settings = CalibrationSettings(
             seed=seed,
             steps=steps,
@@ -202,12 +172,16 @@ class ParoCalibrate(io.ComfyNode):
             tell=lambda text: host_ui.tell(text, node_id),
             labels=cls._labels(positive, prompts),
             show_progress=lambda text: host_ui.show_text(text, node_id),
+            partial=partial,
+            resume=resume,
         )
         save_plan(result.plan, path)  # before anything else can go wrong
+        partial.unlink(missing_ok=True)
         picture = report_picture(result, density)
         file = plan_folder.relative_name(path)
+        before = f" ({result.resumed} of them made before a stop)" if result.resumed else ""
         summary = (
-            f"wrote {file}: {result.runs} runs, grid {result.grid}, "
+            f"wrote {file}: {result.runs} runs{before}, grid {result.grid}, "
             f"{path.stat().st_size / 1e6:.1f} MB, {result.seconds:.0f} s"
         )
         host_ui.tell(summary, node_id)

@@ -15,6 +15,7 @@ class CalibrationProgress:
         steps_per_run: sampling steps of each run.
         labels: what to call each prompt, at least one; runs go through them in turn.
         clock: seconds, monotonic.
+        runs_before: runs that were complete already; they took no time now.
     """
 
     def __init__(
@@ -22,8 +23,10 @@ class CalibrationProgress:
         steps_per_run: int,
         labels: list[str],
         clock: Callable[[], float] = time.monotonic,
+        runs_before: int = 0,
     ):
         self._steps = steps_per_run
+        self._before = runs_before * steps_per_run
         self._labels = labels
         self._clock = clock
         self._started = clock()
@@ -39,8 +42,9 @@ class CalibrationProgress:
         done = run * self._steps + step
         left = runs * self._steps - done
         parts = [f"run {run + 1} of {runs}, step {step} of {self._steps}"]
-        if done and left:
-            seconds = (self._clock() - self._started) / done * left
+        made = done - self._before
+        if made and left:
+            seconds = (self._clock() - self._started) / made * left
             parts.append(f"about {duration(seconds)} left")
         label = " ".join(self._labels[run % len(self._labels)].split())
         if len(label) > MAX_LABEL:

@@ -5,54 +5,30 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 import comfy.sample
-import comfy.samplers
 import comfy.utils
 from PIL import Image
 from torch import Tensor
 
-from ..calibration import ModelIdentity, NoiseBands, Plan, Recorder, TokenGrid
-from ..calibration.block_layout import default_block
+from ..calibration import ModelIdentity, Plan, Recorder, TokenGrid
+from ..calibration.recording_state import save_recording
 from . import attention_hook
 from .calibration_progress import CalibrationProgress
+from .calibration_sampling import CalibrationSettings, RunSampler, recorded_sigmas
 from .conditioning import Conditioning, zero_negative
+from .input_digest import digest, model_digest
 from .model_identity import identify
 from .preview import MAX_SIDE, preview_picture
-from .recording import RecordingHandler
+from .recording import RecordingHandler, recorder_for
 from .report_picture import HeadSample
+from .unfinished import model_inputs, read_result, result_tensors, resumed_or_none
 
 logger = logging.getLogger("paro_attention")
-
-
-@dataclass(frozen=True, slots=True)
-class CalibrationSettings:
-    """How to sample and what to record.
-
-    Attributes:
-        seed, steps, cfg, sampler_name, scheduler: as in ComfyUI's KSampler.
-        start_step, end_step: the steps that are recorded; earlier ones are sampled by
-            `earlier_model`, later ones are not sampled.
-        density: at which orders are chosen and tails are fitted.
-        noise_bands: number of bands over the recorded steps.
-        orders: "tiles", "axes" or "fhw".
-        choice: how the order of a head is chosen.
-    """
-
-    seed: int
-    steps: int
-    cfg: float
-    sampler_name: str
-    scheduler: str
-    start_step: int
-    end_step: int
-    density: float
-    noise_bands: int
-    orders: str
-    choice: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +40,9 @@ class CalibrationResult:
         latent: the last run's samples.
         grid: token grid of the runs.
         samples: q and k of a few heads at mid-noise, for the report.
-        seconds: duration of the runs and the fit.
+        seconds: duration of the runs made now and of the fit.
         runs: sampling runs.
+        resumed: how many of them an interrupted calibration had left.
     """
 
     plan: Plan
@@ -74,6 +51,7 @@ class CalibrationResult:
     samples: list[HeadSample]
     seconds: float
     runs: int
+    resumed: int = 0
 
 
 def calibrate(
@@ -88,6 +66,8 @@ def calibrate(
     tell: Callable[[str], None] = logger.info,
     labels: list[str] | None = None,
     show_progress: Callable[[str], None] = logger.debug,
+    partial: Path | None = None,
+    resume: bool = True,
 ) -> CalibrationResult:
     """Sample every prompt with dense attention and fit a plan to what was recorded.
 
@@ -103,9 +83,11 @@ def calibrate(
         tell: shows a line of text to the user.
         labels: what to call each prompt; numbered where None.
         show_progress: shows a line of text after every step.
+        partial: file that keeps the finished runs; the caller removes it once the plan is written.
+        resume: go on with the runs of that file, if they were made from the same inputs.
 
     Returns:
-        The plan and what belongs to it. Nothing is written.
+        The plan and what belongs to it. No plan is written.
 
     Raises:
         ValueError: no prompt, no steps, or a model that is not served.
@@ -117,142 +99,105 @@ def calibrate(
     identity = identify(model)
     clean = attention_hook.uninstall(model)
     image = comfy.sample.fix_empty_latent_channels(clean, latent["samples"])
-    sigmas = _recorded_sigmas(clean, settings)
+    sigmas = recorded_sigmas(clean, settings)
     check_interrupt = comfy.model_management.throw_exception_if_processing_interrupted
 
     def make_recorder(grid: TokenGrid) -> Recorder:
-        recorder = Recorder(
-            grid,
-            layers=identity.layers,
-            heads=identity.heads,
-            head_dim=identity.head_dim,
-            schedule=sigmas,
-            bands=NoiseBands.from_schedule(sigmas, count=settings.noise_bands),
-            block=default_block(grid.tokens),
-            orders=settings.orders,
-            choice=settings.choice,
-            density=settings.density,
-            prompts=len(prompts),
-        )
-        recorder.begin_prompt(0)
-        return recorder
+        return recorder_for(
+            identity, grid, sigmas, density=settings.density, noise_bands=settings.noise_bands,
+            orders=settings.orders, choice=settings.choice, prompts=len(prompts),
+        )  # fmt: skip
 
+    inputs = {
+        **model_inputs(clean, identity),
+        "earlier_model": digest(earlier_model and model_digest(earlier_model)),
+        "prompts": digest(prompts),
+        "negative": digest(negative),
+        "latent": digest(latent),
+        **{name: str(value) for name, value in asdict(settings).items()},
+    }
+    found = None
+    if partial is not None and resume:
+        found = resumed_or_none(partial, inputs, make_recorder, tell)
     handler = RecordingHandler(node_id, make_recorder, _report_heads(identity), check_interrupt)
-    watched = attention_hook.install(clean, handler)
+    sampler = RunSampler(
+        attention_hook.install(clean, handler), earlier_model or clean, latent, image, settings
+    )
     # The recorder, made in the first run, knows better: where there is no choice one run is enough.
     runs = max(2, len(prompts))
-    first_stage = settings.start_step > 0
+    run = resumed = 0
+    samples, kept = image, []
+    if found is not None:
+        handler.recorder = found.recorder
+        runs, run = found.recorder.runs_needed, found.runs
+        resumed = run
+        if run == runs:
+            samples, kept = read_result(found.extra)
+        else:
+            found.recorder.begin_prompt(run)
+        tell(f"goes on after run {run} of {runs}, left by a calibration that was stopped")
     steps_per_run = len(sigmas) + settings.start_step
     progress = comfy.utils.ProgressBar(runs * steps_per_run)
     names = labels or [f"prompt {n + 1} of {len(prompts)}" for n in range(len(prompts))]
-    words = CalibrationProgress(steps_per_run, names)
-    samples = image
-    run = 0
+    words = CalibrationProgress(steps_per_run, names, runs_before=resumed)
 
     def planned_runs() -> int:
         return runs if handler.recorder is None else handler.recorder.runs_needed
 
-    while run < runs:
-        index = run % len(prompts)
-        tell(words.line(run, runs, 0))
+    try:
+        while run < runs:
+            index = run % len(prompts)
+            tell(words.line(run, runs, 0))
 
-        def show(step: int, x0: Tensor, _x: Tensor, _total: int, run: int = run) -> None:
-            check_interrupt()
-            picture = _picture(clean, x0)
-            preview = None if picture is None else ("JPEG", picture, MAX_SIDE)
-            done = run * steps_per_run + step + 1
-            progress.update_absolute(done, planned_runs() * steps_per_run, preview)
-            show_progress(words.line(run, planned_runs(), step + 1))
+            def show(step: int, x0: Tensor, run: int = run) -> None:
+                check_interrupt()
+                picture = _picture(clean, x0)
+                preview = None if picture is None else ("JPEG", picture, MAX_SIDE)
+                done, total = run * steps_per_run + step, planned_runs() * steps_per_run
+                progress.update_absolute(done, total, preview)
+                show_progress(words.line(run, planned_runs(), step))
 
-        def show_second(step: int, x0: Tensor, x: Tensor, total: int, show: Any = show) -> None:
-            show(step + settings.start_step, x0, x, total)
-
-        conditions = (prompts[index], negative or zero_negative(prompts[index]))
-        seed = settings.seed + run
-        noise = comfy.sample.prepare_noise(image, seed, latent.get("batch_index"))
-        start = image
-        if first_stage:
-            start = _sample(
-                earlier_model or clean, settings, conditions, noise, start, seed, show, latent,
-                last_step=settings.start_step,
-            )  # fmt: skip
-            noise = noise * 0.0  # a nested latent, video and sound, has no zeros_like
-        samples = _sample(
-            watched, settings, conditions, noise, start, seed,
-            show_second if first_stage else show, latent,
-            start_step=settings.start_step, last_step=settings.end_step,
-            disable_noise=first_stage,
-        )  # fmt: skip
-        recorder, _ = handler.recorded()
-        runs = recorder.runs_needed
-        run += 1
-        if run < runs:
-            recorder.begin_prompt(run)
-    check_interrupt()
-    tell("calibrating: choosing token orders and fitting tails")
-    recorder, grid = handler.recorded()
-    plan = recorder.finish(identity, note=_note(settings, len(prompts)))
-    check_interrupt()
-    kept = [handler.kept[key] for key in sorted(handler.kept)]
-    return CalibrationResult(plan, samples, grid, kept, time.monotonic() - started, runs)
+            samples = sampler.sample(
+                run, prompts[index], negative or zero_negative(prompts[index]), show
+            )
+            recorder = handler.recorded()
+            runs = recorder.runs_needed
+            run += 1
+            if run < runs:
+                recorder.begin_prompt(run)
+            else:
+                kept = [handler.kept[key] for key in sorted(handler.kept)]
+            if partial is not None:
+                result = result_tensors(samples, kept) if run == runs else {}
+                _keep(partial, recorder, run, inputs, result, tell)
+        check_interrupt()
+        tell("calibrating: choosing token orders and fitting tails")
+        recorder = handler.recorded()
+        plan = recorder.finish(identity, note=_note(settings, len(prompts)))
+        check_interrupt()
+    except comfy.model_management.InterruptProcessingException:
+        if run and partial is not None and partial.exists():
+            tell(
+                f"stopped after run {run} of {runs}; with the same inputs it will go on from there"
+            )
+        raise
+    seconds = time.monotonic() - started
+    return CalibrationResult(plan, samples, recorder.grid, kept, seconds, runs, resumed)
 
 
-def _sample(
-    model: Any,
-    settings: CalibrationSettings,
-    conditions: tuple[Conditioning, Conditioning],
-    noise: Tensor,
-    start: Tensor,
-    seed: int,
-    callback: Callable,
-    latent: dict[str, Any],
-    *,
-    start_step: int | None = None,
-    last_step: int | None = None,
-    disable_noise: bool = False,
-) -> Tensor:
-    positive, negative = conditions
-    return comfy.sample.sample(
-        model,
-        noise,
-        settings.steps,
-        settings.cfg,
-        settings.sampler_name,
-        settings.scheduler,
-        positive,
-        negative,
-        start,
-        denoise=1.0,
-        disable_noise=disable_noise,
-        start_step=start_step,
-        last_step=last_step,
-        force_full_denoise=False,
-        noise_mask=latent.get("noise_mask"),
-        callback=callback,
-        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-        seed=seed,
-    )
-
-
-def _recorded_sigmas(model: Any, settings: CalibrationSettings) -> list[float]:
-    """The noise levels of the recorded steps, without the one they end at."""
-    sampler = comfy.samplers.KSampler(
-        model,
-        steps=settings.steps,
-        device=model.load_device,
-        sampler=settings.sampler_name,
-        scheduler=settings.scheduler,
-        denoise=1.0,
-        model_options=model.model_options,
-    )
-    sigmas = [float(s) for s in sampler.sigmas]
-    recorded = sigmas[settings.start_step : min(settings.end_step, len(sigmas) - 1)]
-    if not recorded:
-        raise ValueError(
-            f"start_at_step must lie before end_at_step and before the last of {len(sigmas) - 1} "
-            f"steps, got {settings.start_step} and {settings.end_step}"
-        )
-    return recorded
+def _keep(
+    partial: Path,
+    recorder: Recorder,
+    runs: int,
+    inputs: dict[str, str],
+    result: dict[str, Tensor],
+    tell: Callable[[str], None],
+) -> None:
+    """A full disk must never stop a calibration."""
+    try:
+        save_recording(partial, recorder, runs, inputs, result)
+    except OSError as error:
+        tell(f"the finished runs cannot be kept for a restart: {error}")
 
 
 def _report_heads(identity: ModelIdentity) -> list[tuple[int, int]]:

@@ -6,7 +6,6 @@ from typing import Any
 
 import comfy.model_management
 import comfy.sample
-import comfy.samplers
 import comfy.utils
 import torch
 from comfy_api.latest import io, ui
@@ -16,6 +15,7 @@ from . import attention_hook, host_ui
 from .conditioning import Conditioning, zero_negative
 from .probing import LayerError, ProbeHandler
 from .report_probe import draw_probe
+from .shared_inputs import sampling_inputs
 from .sparse_session import SparseSession
 
 SHOWN = 5
@@ -76,15 +76,7 @@ class ParoProbe(io.ComfyNode):
                 io.Model.Input("model", tooltip="Behind Load PARO, with the settings to judge."),
                 io.Conditioning.Input("positive", tooltip="As you sample."),
                 io.Latent.Input("latent_image", tooltip="As you sample."),
-                io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF,
-                             control_after_generate=False, tooltip="As you sample. Any."),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="As you sample."),
-                io.Float.Input("cfg", default=5.0, min=0.0, max=100.0, step=0.1,
-                               tooltip="As you sample; 1 with a distilled model."),
-                io.Combo.Input("sampler_name", options=comfy.samplers.KSampler.SAMPLERS,
-                               default="euler", tooltip="As you sample."),
-                io.Combo.Input("scheduler", options=comfy.samplers.KSampler.SCHEDULERS,
-                               default="simple", tooltip="As you sample."),
+                *sampling_inputs(seed="As you sample. Any.", steps="As you sample."),
                 io.Int.Input(
                     "probed_steps", default=4, min=1, max=100,
                     tooltip="Steps at which both are computed, evenly spaced. 4 recommended; the "

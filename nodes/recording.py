@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from ..calibration import Recorder, TokenGrid
+from ..calibration import ModelIdentity, NoiseBands, Recorder, TokenGrid
+from ..calibration.block_layout import default_block
 from .attention_call import VisualCall
 from .report_picture import HeadSample
 from .run_stats import RunStats
 
 RECORDED = "recorded"
 PASSED_OVER = "step not recorded"
+
+
+def recorder_for(
+    identity: ModelIdentity,
+    grid: TokenGrid,
+    sigmas: Sequence[float],
+    *,
+    density: float,
+    noise_bands: int,
+    orders: str,
+    choice: str,
+    prompts: int,
+) -> Recorder:
+    """A recorder for a model's runs on a grid, with the block that suits the grid."""
+    return Recorder(
+        grid,
+        layers=identity.layers,
+        heads=identity.heads,
+        head_dim=identity.head_dim,
+        schedule=sigmas,
+        bands=NoiseBands.from_schedule(sigmas, count=noise_bands),
+        block=default_block(grid.tokens),
+        orders=orders,
+        choice=choice,
+        density=density,
+        prompts=prompts,
+    )
 
 
 class RecordingHandler:
@@ -44,7 +72,6 @@ class RecordingHandler:
         self._stats = RunStats(node=str(node_id), kind="calibrate")
         self._sample_below = 0.0
         self.recorder: Recorder | None = None
-        self.grid: TokenGrid | None = None
         self.kept: dict[tuple[int, int], HeadSample] = {}
 
     def begin_run(self, sigmas: list[float], model: Any) -> None:
@@ -71,11 +98,12 @@ class RecordingHandler:
         if rows == ():
             return PASSED_OVER
         if self.recorder is None:
-            self.grid = TokenGrid(*call.grid)
-            self.recorder = self._make_recorder(self.grid)
-        if self.grid is None or call.grid != self.grid.shape:
+            self.recorder = self._make_recorder(TokenGrid(*call.grid))
+            self.recorder.begin_prompt(0)
+        grid = self.recorder.grid
+        if call.grid != grid.shape:
             raise ValueError(
-                f"calibration began with a grid of {self.grid} tokens, the model was then called "
+                f"calibration began with a grid of {grid} tokens, the model was then called "
                 f"with {'x'.join(map(str, call.grid))}; calibrate without context windows"
             )
         self._keep_samples(call)
@@ -90,16 +118,16 @@ class RecordingHandler:
         self.recorder.record(call.layer, call.sigma, q, k, v, dense_first=call.first, key_bias=bias)
         return RECORDED
 
-    def recorded(self) -> tuple[Recorder, TokenGrid]:
-        """The recorder and its grid.
+    def recorded(self) -> Recorder:
+        """The recorder.
 
         Raises:
             ValueError: no visual self-attention call has arrived.
         """
-        if self.recorder is None or self.grid is None:
+        if self.recorder is None:
             reasons = "; ".join(self._stats.dense) or "the model did not use ComfyUI's hook"
             raise ValueError(f"no visual self-attention call arrived to calibrate on: {reasons}")
-        return self.recorder, self.grid
+        return self.recorder
 
     def declined(self, reason: str) -> None:
         """Count a call."""

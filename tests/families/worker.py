@@ -203,7 +203,7 @@ def run_served(case: Any, model: Any) -> dict[str, Any]:
 
 def settings() -> Any:
     """How every case is calibrated."""
-    from paro_attention.nodes.calibration_run import CalibrationSettings
+    from paro_attention.nodes.calibration_sampling import CalibrationSettings
 
     return CalibrationSettings(
         seed=1, steps=STEPS, cfg=3.0, sampler_name="euler", scheduler="simple", start_step=0,
