@@ -82,13 +82,14 @@ class Bench:
     """The functions of one shape, what is known of each, and what could not run."""
 
     inputs: Inputs
+    capability: tuple[int, int]
     functions: dict[str, Callable[[], object]] = field(default_factory=dict)
     details: dict[str, dict[str, Any]] = field(default_factory=dict)
     not_run: list[dict[str, str]] = field(default_factory=list)
 
     def add_peer(self, peer: Peer, densities: Iterable[float]) -> None:
         shape, q, k, v = self.inputs.shape, self.inputs.q, self.inputs.k, self.inputs.v
-        reason = peer.available(torch.cuda.get_device_capability(), shape.head_dim)
+        reason = peer.available(self.capability, shape.head_dim)
         if reason is not None:
             self._skip(peer.name, reason)
             return
@@ -97,7 +98,7 @@ class Bench:
             mask = None
             try:
                 if peer.block is not None:
-                    mask = random_mask(shape.heads, shape.tokens, peer.block, density)
+                    mask = random_mask(shape.heads, shape.tokens, peer.block, density, q.device)
                 function = peer.bind(q, k, v, mask, density)
                 error, shown = peer.error(function(), q, k, v, mask)
             except Exception as problem:
@@ -125,7 +126,8 @@ class Bench:
             assert demo is not None
             mask = demo.mask(shape, setting.block, setting.density, inputs.q.device)
         else:
-            mask = random_mask(shape.heads, shape.grid_tokens, setting.block, setting.density)
+            tokens, device = shape.grid_tokens, inputs.q.device
+            mask = random_mask(shape.heads, tokens, setting.block, setting.density, device)
         run = call(inputs, mask, setting.bits, setting.tail)
         taken = parts(run)
         error = relative_error(
@@ -272,7 +274,7 @@ def bench_shape(
 ) -> None:
     """Times one shape and adds to the report."""
     inputs = random_inputs(shape, "cuda")
-    bench = Bench(inputs)
+    bench = Bench(inputs, torch.cuda.get_device_capability())
     for peer in selected(given.peers or shape.peers):
         bench.add_peer(peer, SPARSE)
     for setting in settings:

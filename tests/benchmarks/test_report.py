@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
+import os
 
 import pytest
+import torch
+from paro_attention.kernels import unavailable_reason
 
 
 def report():
@@ -90,3 +94,38 @@ def test_an_older_report_has_no_peer_and_kernel_tables(tables, tmp_path):
 def test_the_speed_table_takes_whole_calls_with_random_masks():
     entries = importlib.import_module("speed_table").measured(report())
     assert [entry["times"] for entry in entries] == [[[0.3, 0.25], [1.0, 0.8]]]
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1" or unavailable_reason("cpu") is not None,
+    reason="needs Triton under TRITON_INTERPRET=1 (set where there is no GPU)",
+)
+def test_the_benchmarks_rows_fill_the_tables(tables, tmp_path, monkeypatch):
+    attention = importlib.import_module("attention")
+    cases, peers = importlib.import_module("bench_cases"), importlib.import_module("peers")
+    shape = cases.Shape(1, 160, 64, extra_tokens=32)
+    bench = attention.Bench(cases.random_inputs(shape, "cpu", torch.float16), (9, 0))
+    by_key = {peer.key: peer for peer in peers.PEERS}
+    bench.add_peer(by_key["sdpa"], (0.5,))
+    bench.add_peer(dataclasses.replace(by_key["sdpa"], name="wrong", budget=0.0), (0.5,))
+    bench.add_peer(by_key["sol"], (0.5,))
+    bench.add(attention.Setting(0.5, (64, 64), (8, 16), alone=True), None)
+    assert [row["name"] for row in bench.not_run] == ["wrong", "comfy-kitchen sol_attn"]
+    assert "over its budget" in bench.not_run[0]["reason"]
+
+    def fake(functions, _seconds, _rounds):
+        for function in functions.values():
+            function()
+        return {name: 2.0 for name in functions}
+
+    monkeypatch.setattr(attention, "sustained_ms", fake)
+    rows, extra = bench.timed(0.0)
+    assert extra == {} and [row["whole_call"] for row in rows] == [True, True, False]
+    assert all(row["ms"] == 2.0 and row["speed_up"] == 1.0 for row in rows)
+    assert rows[0]["baseline"] and rows[0]["tflops"] == pytest.approx(shape.flops / 2e9)
+    density = rows[1]["density"]
+    assert rows[1]["tflops"] / rows[0]["tflops"] == pytest.approx(1 - 0.64 * (1 - density))
+    full = report() | {"rows": json.loads(json.dumps(rows))}
+    (tmp_path / "attention-h100.json").write_text(json.dumps(full))
+    for table in ("attention", "peers", "kernel"):
+        assert tables.SECTIONS[table](tmp_path)
