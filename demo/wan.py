@@ -18,9 +18,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import MODEL_FILE
+
 AttentionHook = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 PATCH = (1, 2, 2)
-MODEL_FILE = Path(__file__).with_name("paro_demo_wan.safetensors")
 
 
 @dataclass(frozen=True, slots=True)

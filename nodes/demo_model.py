@@ -11,8 +11,7 @@ import torch
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..demo import pixel_packing, vocabulary
-from ..demo.wan import MODEL_FILE
+from ..demo import MODEL_FILE, pixel_packing, vocabulary
 from . import host_ui
 
 DEMO_ATTACHMENT = "paro_demo_model"

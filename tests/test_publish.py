@@ -91,6 +91,22 @@ def test_shipped_code_keeps_the_registrys_standards(name):
                 assert "pip" not in ast.unparse(node)
 
 
+def test_of_the_demo_only_what_nodes_need_is_shipped():
+    wanted = {"demo/__init__.py", "demo/paro_demo_wan.safetensors"}
+    for path in (ROOT / "nodes").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level == 2 and node.module == "demo":
+                names = (f"demo/{alias.name}.py" for alias in node.names)
+                wanted |= {name for name in names if (ROOT / name).is_file()}
+    assert {name for name in shipped() if name.startswith("demo/")} == wanted
+
+
+@pytest.mark.parametrize("name", [n for n in shipped() if n.endswith(".py")])
+def test_shipped_code_can_be_read_on_a_windows_of_western_europe(name):
+    """As comfy-test's first level asks: every character is one of code page 1252."""
+    (ROOT / name).read_text(encoding="utf-8").encode("cp1252")
+
+
 def test_issue_templates_ask_for_what_is_needed():
     text = (ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text(encoding="utf-8")
     for wanted in ("Log", "Model", "GPU", "ComfyUI", "torch", "triton", "Workflow", "Report"):

@@ -2,7 +2,7 @@
 
 import { colour, DARKEST } from "./paro_draw.js";
 import { say } from "./paro_language.js";
-import { addStyle } from "./paro_style.js";
+import { style } from "./paro_style.js";
 
 /** "27%", with a decimal where it would round to 100. */
 export function percent(share) {
@@ -21,9 +21,9 @@ function make(tag, name, parent, properties = {}) {
 /** @param {{step: (name: string, by: number) => void, order: (model: boolean) => void,
  *           overview: () => void, pick: (x: number, y: number) => void}} actions */
 export function buildElements(actions) {
-  addStyle();
   const words = new Words();
   const root = make("div", "paro");
+  root.append(style());
   const placeholder = make("div", "paro-placeholder", root, { textContent: "…" });
   placeholder.setAttribute("role", "status");
   const picture = make("div", "paro-body", root, { hidden: true });

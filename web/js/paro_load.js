@@ -176,7 +176,7 @@ function afterRun() {
 }
 
 app.registerExtension({
-  name: "paro.load",
+  name: "paroattention.load",
   setup() {
     const settings = app.ui?.settings;
     speak(settings?.getSettingValue?.(LOCALE));

@@ -6,7 +6,8 @@ import { say, sayServer } from "./paro_language.js";
 const LOW_RECALL = 60;
 
 /** @param {{forwards: number, calls: number, handled: number, dense: Object<string, number>,
- *           mean_density: number, kernel: string, failed: boolean}} run */
+ *           mean_density: number, kernel: string, failed: boolean,
+ *           attention_seconds: number | null, step_seconds: number | null}} run */
 export function statusText(run) {
   if (!run.calls) return say("run_empty", { forwards: run.forwards });
   const reasons = Object.entries(run.dense).sort((a, b) => b[1] - a[1]);
@@ -18,6 +19,7 @@ export function statusText(run) {
   }
   if (!run.failed) parts.push(say("run_density", { density: run.mean_density.toFixed(2) }));
   if (run.kernel) parts.push(kernel(run.kernel));
+  if (run.step_seconds) parts.push(time(run.attention_seconds, run.step_seconds));
   parts.push(...warnings(run));
   return say(run.failed ? "run_stopped" : "run", { what: parts.join(" · ") });
 }
@@ -25,6 +27,14 @@ export function statusText(run) {
 function kernel(name) {
   const [, qk, pv, where] = /^QK (\d+) bits, PV (\d+) bits, (.+)$/.exec(name) ?? [];
   return where ? say("kernel", { qk, pv, where: sayServer(where) }) : name;
+}
+
+/** Seconds of an average step, and of the sparse attention in it. */
+function time(attention, step) {
+  const share = ((100 * attention) / step).toFixed(0);
+  return say("run_time", {
+    share, attention: String(Number(attention.toPrecision(3))), step: String(Number(step.toPrecision(3))),
+  });
 }
 
 function warnings({ kernel: name, details }) {

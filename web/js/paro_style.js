@@ -40,11 +40,9 @@ const CSS = `
 }
 `;
 
-/** Adds the style sheet to the page, once. */
-export function addStyle() {
-  if (document.getElementById("paro-style")) return;
-  const style = document.createElement("style");
-  style.id = "paro-style";
-  style.textContent = CSS;
-  document.head.append(style);
+/** The style sheet as an element, for the picture to carry: nothing of it lies in the page's head. */
+export function style() {
+  const element = document.createElement("style");
+  element.textContent = CSS;
+  return element;
 }
