@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .device_copy import to_device
 from .token_grid import TokenGrid
 from .token_order import grid_permutation, with_extra_tokens
 
@@ -114,8 +115,8 @@ class SequencePermutations:
     """
 
     def __init__(self, orders: Sequence[str], grid: TokenGrid, device: torch.device) -> None:
-        self._grid = torch.stack([grid_permutation(name, grid) for name in orders])
-        self._grid = self._grid.to(device, torch.int32)
+        permutations = torch.stack([grid_permutation(name, grid) for name in orders])
+        self._grid = to_device(permutations.to(torch.int32), device)
         self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
 
     def __call__(self, first: int, last: int) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .block_layout import block_count
+from .device_copy import to_device
 from .token_grid import TokenGrid
 from .token_order import grid_permutation
 
@@ -97,7 +98,8 @@ class RunCentres:
         valid = (torch.arange(blocks * block) < grid.tokens).float().view(blocks, runs, -1)
         tokens = valid.sum(-1)
         centre = (place * valid[..., None]).sum(2) / tokens.clamp_min(1)[..., None]
-        return cls(centre.to(device), tokens.to(device))
+        device = torch.device(device)
+        return cls(to_device(centre, device), to_device(tokens, device))
 
     def at(self, blocks: Tensor | None) -> RunCentres:
         """The runs of some blocks; of all when None."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..kernels import BlockMask, sparse_attention
 from .block_layout import block_count, checked_block
-from .block_selection import forced_blocks, select_blocks
+from .block_selection import forced_blocks, least_selected, most_selected, select_blocks
 from .density_budget import (
     FLOOR,
     MASS_BUDGET_FROM,
@@ -21,6 +21,7 @@ from .density_budget import (
     head_densities,
     mass_benefit,
 )
+from .device_copy import to_device
 from .joint_sequence import JointLayout, SequencePermutations
 from .mask_store import MaskStore
 from .metrics import RECALL_DENSITIES
@@ -52,9 +53,10 @@ class PlanRuntime:
         self.block = plan.block if options.block is None else checked_block(options.block)
         self.blocks = tuple(block_count(grid.tokens, side) for side in self.block)
         self._permutations = SequencePermutations(plan.orders, grid, self.device)
-        self._order_of_head = plan.order_of_head.to(self.device, torch.int32)
-        self._tail_bias = plan.tail_bias.to(self.device)
+        self._order_of_head = to_device(plan.order_of_head.to(torch.int32), self.device)
+        self._tail_bias = to_device(plan.tail_bias, self.device)
         self._forced = forced_blocks(grid.tokens, self.block, self.device)
+        self._least = least_selected(grid.tokens, self.block)
         self._predictor = MassPredictor(plan, grid, self.block, self.device)
         self._masks = MaskStore(self.device)
         self._sparse_layers = [n for n in range(plan.layers) if n not in set(options.dense_layers)]
@@ -97,6 +99,7 @@ class PlanRuntime:
     def end_run(self) -> None:
         """Frees what is needed to build masks; the masks themselves stay for the next run."""
         self._predictor.release()
+        self._masks.rest()
 
     def is_dense(self, layer: int, sigma: float) -> str | None:
         """Why a call runs dense: "warm-up", "dense layer", or None where it does not."""
@@ -142,28 +145,29 @@ class PlanRuntime:
         """
         layout = self._check(layer, q, dense_first)
         band = self.plan.bands.band_of(sigma)
-        out = sparse_attention(
-            q,
-            k,
-            v,
-            self._masks.get(layer, band, self._build_mask),
-            self._permutations(layout.first, layout.last),
-            self._order_of_head[layer],
-            qk_bits=self.options.qk_bits,
-            pv_bits=self.options.pv_bits,
-            tail=self.options.tail,
-            tail_bias=self._tail_bias[layer],
-            scale=scale,
-            implementation=self.options.implementation,
-            key_bias=layout.extra_bias(key_bias, q.shape[0], q.device),
-        )
+        with self._masks.lend(layer, band, self._build_mask) as mask:
+            out = sparse_attention(
+                q,
+                k,
+                v,
+                mask,
+                self._permutations(layout.first, layout.last),
+                self._order_of_head[layer],
+                qk_bits=self.options.qk_bits,
+                pv_bits=self.options.pv_bits,
+                tail=self.options.tail,
+                tail_bias=self._tail_bias[layer],
+                scale=scale,
+                implementation=self.options.implementation,
+                key_bias=layout.extra_bias(key_bias, q.shape[0], q.device),
+            )
         following = self._following_layer(layer)
         if following is not None:
             self._masks.prefetch(following, band)
         return out
 
     def mask(self, layer: int, sigma: float) -> BlockMask:
-        """The packed mask of a layer at a noise level."""
+        """The packed mask of a layer at a noise level, the caller's to keep."""
         self._check_layer(layer)
         return self._masks.get(layer, self.plan.bands.band_of(sigma), self._build_mask)
 
@@ -259,14 +263,15 @@ class PlanRuntime:
         curves = stored[self._sparse_layers, band].flatten(0, 1).numpy()
         grid, benefit = error_benefit(curves) if by_error else mass_benefit(curves)
         # Forced blocks and one per row are computed in any case.
-        blocks = self.blocks[0] * self.blocks[1]
-        least = (float(self._forced.sum()) + self.blocks[0]) / blocks
+        least = self._least / (self.blocks[0] * self.blocks[1])
         return head_densities(density, grid, benefit, max(FLOOR * density, least))
 
     def _build_mask(self, layer: int, band: int) -> BlockMask:
         mass = self._predictor(layer, band)
-        computed = select_blocks(mass, self._counts[band][layer].tolist(), self._forced)
-        return BlockMask.from_dense(computed, self.block, self.grid.tokens)
+        counts = self._counts[band][layer].tolist()
+        computed = select_blocks(mass, counts, self._forced)
+        entries = most_selected(counts, self._least, self.blocks[0] * self.blocks[1])
+        return BlockMask.from_dense(computed, self.block, self.grid.tokens, entries)
 
     def _following_layer(self, layer: int) -> int | None:
         layers = self._sparse_layers

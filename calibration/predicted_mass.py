@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .device_copy import to_device
 from .log2_code import decode
 from .plan import Plan
 from .profile_correction import COARSE, POPULARITY, apply_correction
@@ -37,8 +38,11 @@ class MassPredictor:
                 self._row[layer, band, head] = (rows, row)
 
     def __call__(self, layer: int, band: int) -> Tensor:
-        """float32 [H, Qb, KVb] on the predictor's device, rows sum to 1."""
-        profiles = decode(self.plan.profile[layer, band], self.plan.profile_top[layer, band])
+        """float32 [H, Qb, KVb] on the predictor's device, rows sum to 1; the host never waits."""
+        profiles = decode(
+            to_device(self.plan.profile[layer, band], self.device),
+            to_device(self.plan.profile_top[layer, band], self.device),
+        )
         names = self.plan.order_names(layer)
         mass: Tensor | None = None
         for name in dict.fromkeys(names):
@@ -50,7 +54,10 @@ class MassPredictor:
             together = max(1, _ELEMENTS_AT_ONCE // (shape[1] * shape[2]))
             for start in range(0, len(heads), together):
                 part = heads[start : start + together]
-                mass[part] = geometry.evaluate(profiles[part].to(self.device))
+                # One by one: a list of indices would be copied to the device, and waited for.
+                found = geometry.evaluate(torch.stack([profiles[head] for head in part]))
+                for head, one in zip(part, found, strict=True):
+                    mass[head] = one
         assert mass is not None
         for head in range(len(names)):
             if (layer, band, head) in self._row:

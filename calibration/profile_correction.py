@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .device_copy import to_device
 from .log2_code import decode_ratio, encode_ratio
 from .metrics import RECALL_DENSITIES, recall_curve
 
@@ -50,7 +51,7 @@ def apply_correction(mass: Tensor, codes: Tensor) -> Tensor:
     """
     if codes.numel() == 0:
         return mass
-    factors = decode_ratio(codes.to(mass.device))
+    factors = decode_ratio(to_device(codes, mass.device))
     factors = factors[..., _places(mass.shape[1], factors.shape[-1], mass.device)]
     if factors.ndim == 2:
         factors = factors[_places(mass.shape[0], factors.shape[0], mass.device)]

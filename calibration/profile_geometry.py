@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .device_copy import to_device
 from .offset_profile import OffsetBins, RunCentres
 from .token_grid import TokenGrid
 
@@ -53,7 +54,8 @@ class ProfileGeometry:
         self.query_blocks, self.runs = self.queries.tokens.shape
         self.key_blocks = len(self.key_tokens)
         self._axes = [
-            torch.tensor(positions, dtype=torch.float32, device=device) for positions in bins.axes
+            to_device(torch.tensor(positions, dtype=torch.float32), torch.device(device))
+            for positions in bins.axes
         ]
         self._rows = max(1, _PAIRS_AT_ONCE // self.key_blocks)
         corners = self.query_blocks * self.key_blocks * 8 * self.runs**2

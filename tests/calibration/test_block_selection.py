@@ -7,7 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paro_attention.calibration.block_layout import valid_tokens
-from paro_attention.calibration.block_selection import forced_blocks, select_blocks
+from paro_attention.calibration.block_selection import (
+    forced_blocks,
+    least_selected,
+    most_selected,
+    select_blocks,
+)
 from paro_attention.calibration.metrics import (
     RECALL_DENSITIES,
     density,
@@ -40,6 +45,10 @@ def test_selection_keeps_best_diagonal_and_count(tokens, block, share, seed):
     assert bool(mask.gather(-1, mass.argmax(-1, keepdim=True)).all())
     always = int(select_blocks(mass, [0, 0], forced)[0].sum())
     assert int(mask[0].sum()) == max(count, always)
+    least, blocks = least_selected(tokens, block), mask[0].numel()
+    bound = most_selected([count, 0], least, blocks)
+    assert int(mask[0].sum()) + always <= bound <= max(count, least) + least
+    assert most_selected([count], 0, blocks) == count
 
 
 @settings(max_examples=20, deadline=None)

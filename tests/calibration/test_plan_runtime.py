@@ -12,12 +12,9 @@ from paro_attention.calibration import (
     RuntimeOptions,
     TokenGrid,
     load_plan,
-    mask_store,
     save_plan,
 )
-from paro_attention.calibration.mask_store import MaskStore, _HostMask, _unpacked
 from paro_attention.calibration.metrics import relative_error
-from paro_attention.kernels import BlockMask
 
 EXACT = dict(qk_bits=16, pv_bits=16)
 SIGMA = 0.3  # band 2
@@ -152,37 +149,6 @@ def test_tensors_that_do_not_fit_are_named(plan, synthetic_model):
         runtime(plan, dense_layers=(2,))
 
 
-def test_unpacked_bits_are_the_mask():
-    dense_mask = torch.rand(3, 70, 70) < 0.3
-    dense_mask[0, 0] = False
-    dense_mask[1, 2] = True
-    mask = BlockMask.from_dense(dense_mask, (32, 32), 70 * 32 - 5)
-    entries = mask.kv_indices.shape[0]
-    host = _HostMask(mask.computed_bits, mask.row_offsets, entries, 70, mask.block, mask.tokens)
-    again = _unpacked(host, torch.device("cpu"))
-    assert torch.equal(again.row_offsets, mask.row_offsets)
-    assert torch.equal(again.kv_indices, mask.kv_indices)
-
-
-def test_runs_share_a_limit_of_host_memory(monkeypatch):
-    monkeypatch.setattr(mask_store, "HOST_BYTES", 10 * 4 * 100)
-    words, offsets = (torch.zeros(n, dtype=torch.int32) for n in (95, 5))
-    mask = _HostMask(words.view(1, 5, 19), offsets, 1, 608, (64, 64), 256)
-    first, second = mask_store.HostMasks(), mask_store.HostMasks()
-    for layer in range(8):
-        first.add((layer, 0), mask)
-    assert first.bytes == 8 * 400 and first.get((0, 0)) is mask
-    for layer in range(5):
-        second.add((layer, 0), mask)
-    # Three had to go: the oldest of the first run but the one just used.
-    gone = [layer for layer in range(8) if first.get((layer, 0)) is None]
-    assert gone == [1, 2, 3] and second.bytes == 5 * 400
-    first.clear()
-    assert first.bytes == 0 and first.get((0, 0)) is None
-    del first, second  # nothing else holds them, so that their masks are freed at once
-    assert not [run for run in mask_store.HostMasks._all if run.bytes]
-
-
 def test_a_runtime_is_freed_without_a_garbage_collection(plan):
     run = runtime(plan)
     run.mask(0, SIGMA)
@@ -193,20 +159,3 @@ def test_a_runtime_is_freed_without_a_garbage_collection(plan):
         assert gone() is None
     finally:
         gc.enable()
-
-
-@pytest.mark.gpu
-def test_masks_in_pinned_memory_arrive_unchanged(monkeypatch):
-    monkeypatch.setattr(mask_store, "RESIDENT_BYTES", 0)
-    masks = {
-        layer: BlockMask.from_dense(torch.rand(2, 40, 40, device="cuda") < 0.3, (64, 64), 2560)
-        for layer in range(4)
-    }
-    store = MaskStore(torch.device("cuda"))
-    for _ in range(3):
-        for layer in range(4):
-            got = store.get(layer, 0, lambda layer, band: masks[layer])
-            store.prefetch((layer + 1) % 4, 0)
-            assert torch.equal(got.kv_indices, masks[layer].kv_indices)
-            assert torch.equal(got.row_offsets, masks[layer].row_offsets)
-            assert torch.equal(got.computed_bits, masks[layer].computed_bits)
