@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 from .attention_call import CROSS_ATTENTION
+from .step_timer import StepTime
 
 KEPT_RUNS = 50
 recent_runs: deque[dict[str, Any]] = deque(maxlen=KEPT_RUNS)
 """Summaries of the last runs, oldest first."""
+_numbers = count(1)
 
 
 @dataclass(slots=True)
@@ -27,6 +30,7 @@ class RunStats:
         density_sum: sum of the executed density of the handled calls.
         kernel: what executed them.
         plan: name of the plan file that was followed, empty where there was none.
+        time: of an average step, None where it is not known.
     """
 
     node: str
@@ -39,6 +43,7 @@ class RunStats:
     kernel: str = ""
     details: str = ""
     plan: str = ""
+    time: StepTime | None = None
 
     def count_dense(self, reason: str) -> None:
         """Count a call that ran the host's own attention."""
@@ -68,12 +73,15 @@ class RunStats:
         if self.dense:
             reasons = ", ".join(f"{n} {reason}" for reason, n in self.dense.most_common())
             text += f"; dense: {reasons}"
+        if self.time is not None:
+            text += f"; {self.time.line()}"
         return text
 
     def publish(self, failed: bool) -> None:
         """Add this run to the ones that /paro/stats serves."""
         recent_runs.append(
             {
+                "number": next(_numbers),
                 "node": self.node,
                 "kind": self.kind,
                 "failed": failed,
@@ -86,5 +94,7 @@ class RunStats:
                 "kernel": self.kernel,
                 "details": self.details,
                 "plan": self.plan,
+                "attention_seconds": self.time.attention if self.time else None,
+                "step_seconds": self.time.step if self.time else None,
             }
         )

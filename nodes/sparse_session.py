@@ -15,6 +15,7 @@ from ..calibration import Plan, PlanRuntime, RuntimeOptions, TokenGrid
 from ..kernels import unavailable_reason
 from .attention_call import CROSS_ATTENTION, VisualCall
 from .run_stats import RunStats
+from .step_timer import StepTimer
 
 logger = logging.getLogger("paro_attention")
 
@@ -68,6 +69,7 @@ class SparseSession:
         self._sigmas: list[float] = []
         self._announced: set[str] = set()
         self._stats: RunStats | None = None
+        self._timer = StepTimer()
 
     def copy(self) -> SparseSession:
         """The same plan and settings at work apart from this session, telling nobody."""
@@ -94,12 +96,14 @@ class SparseSession:
             if self._sigmas and key[-1] == self._options.warmup:
                 runtime.begin_run(self._sigmas)
         self._handled.clear()
+        self._timer.begin_run(round(len(set(self._sigmas)) * (1 - self._options.warmup)))
 
     def end_run(self, failed: bool) -> None:
         """Log and publish the summary of the run."""
         stats, self._stats = self._stats, None
         if stats is not None and not failed:
             stats.density_sum = self._density_sum()
+            stats.time = self._timer.end_run()
         for runtime in self._runtimes.values():
             runtime.end_run()
         if stats is None:
@@ -119,6 +123,7 @@ class SparseSession:
         if self._stats is None:
             self._stats = self._new_stats()
         self._stats.forwards += 1
+        self._timer.begin_forward()
 
     def cannot_serve(self, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:
         """Why the kernels cannot run this; on a CPU the PyTorch reference serves everything."""
@@ -142,10 +147,11 @@ class SparseSession:
             return reason
         self._announce_compilation(call)
         try:
-            out = runtime.attention(
-                call.layer, sigma, call.q, call.k, call.v,
-                dense_first=call.first, key_bias=call.key_bias,
-            )  # fmt: skip
+            with self._timer.attention(sigma, call.q.device):
+                out = runtime.attention(
+                    call.layer, sigma, call.q, call.k, call.v,
+                    dense_first=call.first, key_bias=call.key_bias,
+                )  # fmt: skip
         except torch.cuda.OutOfMemoryError:
             raise  # ComfyUI frees memory and tells the user
         except Exception as error:

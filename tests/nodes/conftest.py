@@ -311,8 +311,12 @@ class ComfyHost:
         """What the server sends to a client while prompts run."""
         return WebSocket(self.port, f"/ws?clientId={client}")
 
+    def runs_seen(self) -> int:
+        """Number of the last sampling run that /paro/stats knows."""
+        return max((run["number"] for run in self.get("/paro/stats")), default=0)
+
     def wait(self, prompt_id: str, seen: int = 0) -> Run:
-        """Wait for a queued prompt."""
+        """Wait for a queued prompt; its statistics are those of the runs behind number `seen`."""
         deadline = time.monotonic() + RUN_SECONDS
         while time.monotonic() < deadline:
             entry = self.get(f"/history/{prompt_id}").get(prompt_id)
@@ -323,14 +327,14 @@ class ComfyHost:
                     error=messages.get("execution_error"),
                     interrupted="execution_interrupted" in messages,
                     cached=frozenset(messages.get("execution_cached", {}).get("nodes", [])),
-                    stats=self.get("/paro/stats")[seen:],
+                    stats=[run for run in self.get("/paro/stats") if run["number"] > seen],
                 )
             time.sleep(0.05)
         raise TimeoutError(f"prompt ran over {RUN_SECONDS} s:\n{self.log_text()[-3000:]}")
 
     def run(self, graph: dict[str, Any]) -> Run:
         """Queue a prompt and wait for it."""
-        seen = len(self.get("/paro/stats"))
+        seen = self.runs_seen()
         return self.wait(self.submit(graph), seen)
 
     def image(self, shown: dict[str, str]) -> Image.Image:

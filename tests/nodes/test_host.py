@@ -147,8 +147,12 @@ def test_warmup_and_dense_layers_run_dense(planned):
 
 
 def test_text_shown_on_the_node_tells_what_ran(planned):
-    planned.run(with_paro(base("t2v", seed=77), "t2v", density=0.4))
-    assert "attention calls sparse" in planned.log_text()
+    (stats,) = planned.run(with_paro(base("t2v", seed=77), "t2v", density=0.4)).stats
+    log = planned.log_text()
+    assert "attention calls sparse" in log
+    share = 100 * stats["attention_seconds"] / stats["step_seconds"]
+    assert 0 < share < 100
+    assert f"sparse attention {share:.0f} % of the step" in log
 
 
 def test_plan_of_another_architecture_is_refused_before_sampling(planned):
@@ -242,7 +246,7 @@ def test_interrupting_a_calibration_leaves_the_old_plan(planned):
     path = planned.plans / "t2v.safetensors"
     before = path.read_bytes()
     files = sorted(planned.plans.iterdir())
-    seen = len(planned.get("/paro/stats"))
+    seen = planned.runs_seen()
     prompt = planned.submit(calibration(base("t2v"), "t2v", seed=5, steps=1000))
     mark = len(planned.log_text())
     deadline = time.monotonic() + 30

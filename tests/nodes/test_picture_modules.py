@@ -178,6 +178,11 @@ RUN = {
         ),
         ({"calls": 0}, "Last run: no visual attention call in 6 forwards."),
         (
+            {"dense": {}, "kernel": "", "attention_seconds": 1.2345, "step_seconds": 3.0},
+            "Last run: 20 of 24 attention calls sparse · mean density 0.43 · "
+            "sparse attention 41 % of the step, 1.23 s of 3 s",
+        ),
+        (
             {"dense": {}, "kernel": "QK 4 bits, PV 8 bits, Triton", "details":
              "grid 21x45x80, calibrated on 13x30x52: profiles evaluated with offsets kept"},
             "Last run: 20 of 24 attention calls sparse · mean density 0.43 · "

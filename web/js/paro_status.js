@@ -31,10 +31,9 @@ function kernel(name) {
 
 /** Seconds of an average step, and of the sparse attention in it. */
 function time(attention, step) {
+  const [part, whole] = [attention, step].map((seconds) => Number(seconds.toPrecision(3)));
   const share = ((100 * attention) / step).toFixed(0);
-  return say("run_time", {
-    share, attention: String(Number(attention.toPrecision(3))), step: String(Number(step.toPrecision(3))),
-  });
+  return say("run_time", { share, attention: part, step: whole });
 }
 
 function warnings({ kernel: name, details }) {
