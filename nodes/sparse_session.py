@@ -102,8 +102,8 @@ class SparseSession:
         """Log and publish the summary of the run."""
         stats, self._stats = self._stats, None
         if stats is not None and not failed:
-            stats.density_sum = self._density_sum()
             stats.time = self._timer.end_run()
+            stats.density_sum = self._density_sum()
         for runtime in self._runtimes.values():
             runtime.end_run()
         if stats is None:

@@ -176,7 +176,7 @@ export const TEXTS = {
     "run_dense": "{count} 回は密（{reasons}）",
     "run_density": "平均密度 {density}",
     "kernel": "QK {qk} ビット、PV {pv} ビット、{where}",
-    "run_time": "スパースアテンションは ステップの {share} %（{step} 秒中 {attention} 秒）",
+    "run_time": "スパースアテンションはステップの {share} %（{step} 秒中 {attention} 秒）",
     "reference on CPU": "CPU の参照実装",
     "warm-up": "ウォームアップ",
     "dense layer": "密な層",
