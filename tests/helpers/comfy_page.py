@@ -175,6 +175,19 @@ class ComfyPage:
                      .widgets.find((w) => w.name === "density").value"""
         )
 
+    def set_density(self, value: float) -> None:
+        """Set the slider as the page itself would."""
+        self.page.evaluate(
+            """(value) => {
+              const node = app.graph._nodes.find((n) => n.type === "ParoLoad");
+              const widget = node.widgets.find((w) => w.name === "density");
+              widget.value = value;
+              widget.callback?.(value);
+            }""",
+            value,
+        )
+        self.page.wait_for_timeout(300)
+
     def drag_density(self, start: float, end: float, moves: int = 12) -> list[float]:
         """Drag the slider from one share of its length to another with the mouse.
 

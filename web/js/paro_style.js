@@ -16,8 +16,9 @@ const CSS = `
 .paro-stepper { display: flex; flex: 1 1 0; align-items: center; justify-content: space-between;
   background: var(--comfy-input-bg, #222); border-radius: 4px; }
 .paro-stepper span { text-align: center; white-space: nowrap; font-variant-numeric: tabular-nums; }
-.paro-stepper button { border: 0; padding: 2px 6px; background: none; }
+.paro-stepper button { border: 0; padding: 2px 4px; background: none; }
 .paro-toggles { display: flex; gap: 4px; }
+.paro-steppers, .paro-toggles, .paro-legend { flex-wrap: wrap; }
 .paro-toggles button { flex: 1 1 auto; }
 .paro-body { display: flex; flex-direction: column; gap: 6px; flex: 1 1 auto; min-height: 0; }
 .paro-stage { flex: 1 1 auto; min-height: 258px; display: flex; align-items: center;
@@ -34,6 +35,9 @@ const CSS = `
 .paro-placeholder { flex: 1 1 auto; display: flex; align-items: center; justify-content: center;
   text-align: center; padding: 12px; border: 1px dashed var(--border-color, #4e4e4e);
   border-radius: 4px; }
+@container (max-width: 290px) {
+  .paro-stage { min-height: 130px; }
+}
 @container (min-width: 560px) {
   .paro-body { flex-direction: row; }
   .paro-side { flex: 0 0 230px; }
