@@ -172,12 +172,23 @@ def _fa3(fp8: bool) -> Callable[..., Call]:
     return bind
 
 
-def _sage(q: Tensor, k: Tensor, v: Tensor, _mask: object, _density: float) -> Call:
+def _sage1(q: Tensor, k: Tensor, v: Tensor, _mask: object, _density: float) -> Call:
     from sageattention import sageattn
 
-    # Version 1 subtracts K's mean in place: it gets a K of its own.
+    # It subtracts K's mean in place: it gets a K of its own.
     own_k = k.clone()
     return lambda: sageattn(q, own_k, v, tensor_layout="HND")
+
+
+def _sage2(q: Tensor, k: Tensor, v: Tensor, _mask: object, _density: float) -> Call:
+    attend = importlib.import_module(_sage2_module()).sageattn
+    return lambda: attend(q, k, v, tensor_layout="HND")
+
+
+def _sage2_module() -> str:
+    """Both versions are named sageattention; beside version 1 a renamed version 2 is taken."""
+    renamed = "sageattention2"
+    return renamed if importlib.util.find_spec(renamed) is not None else "sageattention"
 
 
 def _kitchen_int8(q: Tensor, k: Tensor, v: Tensor, _mask: object, _density: float) -> Call:
@@ -239,11 +250,11 @@ PEERS = (
     Peer("fa3-fp8", "FlashAttention-3 (fa3-fwd), fp8", _fa3(True),
          lambda: installed("fa3_fwd_interface"), budget=0.09, bits=(8, 8), whole_call=False,
          least=HOPPER, only=True, note="inputs already fp8, one scale per head"),
-    Peer("sage1", "SageAttention 1 (Triton)", _sage,
+    Peer("sage1", "SageAttention 1 (Triton)", _sage1,
          lambda: installed("sageattention", _first), budget=0.03, bits=(8, 16),
          head_dims=(64, 96, 128)),
-    Peer("sage2", "SageAttention 2 (CUDA)", _sage,
-         lambda: installed("sageattention", lambda version: not _first(version)),
+    Peer("sage2", "SageAttention 2 (CUDA)", _sage2,
+         lambda: installed(_sage2_module(), lambda version: not _first(version)),
          budget=0.06, bits=(8, 8), head_dims=(64, 128)),
     Peer("int8", "comfy-kitchen int8_attention", _kitchen_int8, _kitchen("int8_attention"),
          budget=0.07, bits=(8, 8)),
