@@ -118,7 +118,7 @@ def calibrate(
     }
     found = None
     if partial is not None and resume:
-        found = resumed_or_none(partial, inputs, make_recorder, tell)
+        found = resumed_or_none(partial, inputs, make_recorder, clean.load_device, tell)
     handler = RecordingHandler(node_id, make_recorder, _report_heads(identity), check_interrupt)
     sampler = RunSampler(
         attention_hook.install(clean, handler), earlier_model or clean, latent, image, settings

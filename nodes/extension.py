@@ -10,6 +10,7 @@ from .compare import ParoCompare
 from .demo_model import ParoDemoModel
 from .load import ParoLoad
 from .probe import ParoProbe
+from .record import ParoRecord
 from .report import ParoReport
 from .run_stats import recent_runs
 
@@ -22,7 +23,15 @@ class ParoExtension(ComfyExtension):
         _add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ParoCalibrate, ParoLoad, ParoReport, ParoProbe, ParoCompare, ParoDemoModel]
+        return [
+            ParoCalibrate,
+            ParoRecord,
+            ParoLoad,
+            ParoReport,
+            ParoProbe,
+            ParoCompare,
+            ParoDemoModel,
+        ]
 
 
 def _add_routes() -> None:

@@ -82,24 +82,22 @@ def find_unfinished(path: Path, inputs: Mapping[str, str]) -> SavedRecording | N
 
 
 def go_on(
-    saved: SavedRecording, make_recorder: Callable[[TokenGrid], Recorder]
+    saved: SavedRecording, make_recorder: Callable[[TokenGrid], Recorder], device: torch.device
 ) -> tuple[Recorder, dict[str, Tensor]]:
     """A recorder with the runs of a file, and the tensors that were kept beside them.
 
     Raises:
         RecordingError: a broken file, or one of another version of this pack.
     """
-    import comfy.model_management
-
     recorder = make_recorder(saved.grid)
-    extra = resume_recording(saved, recorder, comfy.model_management.get_torch_device())
-    return recorder, extra
+    return recorder, resume_recording(saved, recorder, device)
 
 
 def resumed_or_none(
     path: Path,
     inputs: Mapping[str, str],
     make_recorder: Callable[[TokenGrid], Recorder],
+    device: torch.device,
     tell: Callable[[str], None],
 ) -> Resumed | None:
     """`find_unfinished` and `go_on`; says why a file that is there cannot be gone on with."""
@@ -107,7 +105,7 @@ def resumed_or_none(
         saved = find_unfinished(path, inputs)
         if saved is None:
             return None
-        recorder, extra = go_on(saved, make_recorder)
+        recorder, extra = go_on(saved, make_recorder, device)
         if saved.runs == recorder.runs_needed:
             read_result(extra)
     except RecordingError as error:

@@ -21,6 +21,7 @@ class Node:
         values: widget values and links, (node, output name), by input name.
         column, width, height, x, y: where it stands, pixels.
         mode: 0 active, 2 muted.
+        control: what the page does with the seed after each run.
     """
 
     id: int
@@ -33,6 +34,7 @@ class Node:
     x: int = 0
     y: int = 0
     mode: int = 0
+    control: str = "fixed"
 
     def __getitem__(self, output: str | int) -> tuple[Node, str | int]:
         """An output, for the `values` of another node."""
@@ -152,7 +154,7 @@ class Graph:
                 value = options.get("default", default)
             values.append(value)
             if has_control(name, options):
-                values.append("fixed")
+                values.append(node.control)
         return values
 
     def _saved(

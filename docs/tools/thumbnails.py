@@ -76,13 +76,15 @@ def _draw_node(draw: ImageDraw.ImageDraw, node: dict[str, Any], at: Any, scale: 
 
 
 _NAMES = {
-    "ParoCalibrate": "Calibrate PARO", "ParoLoad": "Load PARO", "ParoReport": "PARO Report",
+    "ParoCalibrate": "Calibrate PARO", "ParoRecord": "Record PARO",
+    "ParoLoad": "Load PARO", "ParoReport": "PARO Report",
     "ParoCompare": "PARO Compare", "ParoDemoModel": "PARO Demo Model",
     "UNETLoader": "Load Diffusion Model", "CLIPLoader": "Load CLIP", "VAELoader": "Load VAE",
     "DualCLIPLoader": "DualCLIPLoader", "CheckpointLoaderSimple": "Load Checkpoint",
     "EmptyHunyuanLatentVideo": "Empty video latent", "EmptyLTXVLatentVideo": "Empty video latent",
     "EmptySD3LatentImage": "Empty latent", "VAEDecode": "VAE Decode",
     "VAEDecodeTiled": "VAE Decode", "SaveAnimatedWEBP": "Save video", "SaveImage": "Save image",
+    "PreviewImage": "Preview image",
     "LoadImage": "Load image", "ConditioningZeroOut": "Zero out", "KSamplerAdvanced": "KSampler",
 }  # fmt: skip
 

@@ -389,6 +389,45 @@ This example is small, so that it runs without a GPU too.
     return graph
 
 
+def record(info: dict[str, Any]) -> Graph:
+    """A plan from runs that are made anyway, on the bundled model."""
+    graph = Graph(info, "Record: a plan while you work")
+    demo = graph.add("ParoDemoModel", 0)
+    demo.values |= SMALL
+    graph.note(
+        """### A plan while you work
+Queue this as often as **runs** says, each time with another prompt (the seed changes by itself).
+The pictures are those that you would get anyway. **Record PARO** says which run it has recorded,
+and after the last one writes `models/paro/<name>.safetensors`.
+
+Then put **Load PARO** in place of **Record PARO**.
+
+- Keep steps, scheduler and size the same until the plan is there; prompt and seed may change.
+- You can stop in between: it goes on with the next run, also after a restart.
+- With your own model: put it behind the loader, LoRAs and shift, before the sampler.
+""",
+        0, height=400,
+    )  # fmt: skip
+    kept = graph.add(
+        "ParoRecord", 1, model=demo["model"], name="paro-demo-recorded", runs=2, extra_height=40
+    )
+    text = graph.add(
+        "CLIPTextEncode", 1, title="Prompt: another one for each run", clip=demo["clip"],
+        text="blue square up, stone, zoom-in", box=380, extra_height=20,
+    )  # fmt: skip
+    sampled = graph.add(
+        "KSampler", 2, model=kept["model"], positive=text["CONDITIONING"],
+        negative=demo["negative"], latent_image=demo["latent"], **DEMO,
+    )  # fmt: skip
+    sampled.control = "randomize"
+    decoded = graph.add("VAEDecode", 2, samples=sampled["LATENT"], vae=demo["vae"])
+    graph.add("PreviewImage", 3, images=decoded["IMAGE"], box=480, extra_height=400)
+    graph.group("1  Model", 0)
+    graph.group("2  Record", 1)
+    graph.group("3  Sample as usual", 2, 3)
+    return graph
+
+
 def report(info: dict[str, Any]) -> Graph:
     """A plan in pictures."""
     graph = Graph(info, "Report: look at a plan")
@@ -462,6 +501,7 @@ A difference is not a fault: another seed changes far more. Look whether the sec
 
 WORKFLOWS: dict[str, Callable[[dict[str, Any]], Graph]] = {
     "paro_calibrate": calibrate_only,
+    "paro_record": record,
     "paro_report": report,
     "paro_compare": compare,
     "paro_wan21_t2v": wan21_t2v,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from paro_attention.nodes.calibration_progress import CalibrationProgress
-from safetensors import safe_open
+from plan_contents import plan_contents
 
 PROMPTS = (
     "red circle right, grass, static\nblue star up, sand, pan-left\n"
@@ -34,14 +33,6 @@ def graph(name: str, **changes: Any) -> dict[str, Any]:
             "inputs": {"samples": ["calibrate", 1], "filename_prefix": "resume"},
         },
     }
-
-
-def contents(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Description and tensors of a plan file, without the date."""
-    with safe_open(path, framework="pt") as file:
-        description = json.loads(file.metadata()["paro_plan"])
-        del description["made_from"]["created"]
-        return description, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
 def stop_in_run(host: Any, run: int, prompt: dict[str, Any]) -> None:
@@ -83,8 +74,8 @@ def test_the_plan_is_the_same_bit_for_bit_after_a_restart(whole):
     assert "4 runs (2 of them made before a stop)" in run.outputs["calibrate"]["text"][0]
     assert [stats["kind"] for stats in run.stats] == ["calibrate"] * 2
     assert not partial.exists()
-    description, tensors = contents(path)
-    same_description, same = contents(host.plans / "cut.safetensors")
+    description, tensors = plan_contents(path)
+    same_description, same = plan_contents(host.plans / "cut.safetensors")
     assert same_description == description
     assert same.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -114,7 +105,9 @@ def test_other_inputs_and_broken_files_start_over_and_say_so(whole):
         log = host.log_text()[mark:]
         assert words in log and ("starts over: other.partial" in log) == bool(words), log
         assert not partial.exists()
-    assert contents(host.plans / "other.safetensors")[1].keys() == contents(path)[1].keys()
+    assert (
+        plan_contents(host.plans / "other.safetensors")[1].keys() == plan_contents(path)[1].keys()
+    )
     assert torch.equal(host.latent(run), latent)
 
 
@@ -133,9 +126,9 @@ def test_all_runs_made_and_no_plan_written_leaves_only_the_fit(whole):
     assert run.stats == [], "nothing was sampled"
     assert "4 runs (4 of them made before a stop)" in run.outputs["calibrate"]["text"][0]
     assert torch.equal(host.latent(run), latent)
-    description, tensors = contents(host.plans / "full.safetensors")
-    assert description == contents(path)[0]
-    for name, tensor in contents(path)[1].items():
+    description, tensors = plan_contents(host.plans / "full.safetensors")
+    assert description == plan_contents(path)[0]
+    for name, tensor in plan_contents(path)[1].items():
         assert torch.equal(tensors[name], tensor), name
     assert host.image(run.outputs["calibrate"]["images"][0]).width > 600
 

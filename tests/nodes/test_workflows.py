@@ -17,7 +17,9 @@ PAGE_ONLY = {"MarkdownNote", "Note"}
 FILES = {"unet_name", "clip_name", "clip_name1", "clip_name2", "vae_name", "ckpt_name", "image"}
 # Families that not every ComfyUI has, known by a choice of Load CLIP.
 FAMILY = {"paro_cogvideox": "cogvideox"}
-RUNS_ANYWHERE = {"paro_demo", "paro_calibrate", "paro_report", "paro_compare"}
+RUNS_ANYWHERE = {
+    "paro_demo", "paro_calibrate", "paro_record", "paro_report", "paro_compare"
+}  # fmt: skip
 
 
 def load(name: str) -> dict[str, Any]:
@@ -130,7 +132,7 @@ def test_the_host_itself_misses_nothing_but_files(host, info, name):
 
 
 @pytest.mark.comfy
-@pytest.mark.parametrize("name", ["paro_calibrate", "paro_report", "paro_compare"])
+@pytest.mark.parametrize("name", ["paro_calibrate", "paro_record", "paro_report", "paro_compare"])
 def test_workflows_of_the_demo_model_run(host, name):
     """As the page would send them, with fewer steps and a smaller video."""
     graph = host.example(f"{name}.json")
