@@ -2,7 +2,7 @@
 
 A call is what a user pays for: gather by each head's own permutation, statistics, quantisation,
 attention over the block lists with the pooled tail, rows restored. Every head has its own
-permutation and its own mask: random, with row counts that vary by +-50 %, or that of a head of the
+permutation and its own mask: random, with row counts that vary by +-50 %, or those of a head of the
 demo model (demo_masks.py). A density is that of the grid, extra tokens are dense beside it. Each
 function passes a correctness gate against float32 attention before it is timed: one of ours that
 fails ends the run, a peer that fails is listed with its error and not timed. All functions of a
@@ -15,7 +15,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ class Bench:
         inputs, shape, name = self.inputs, self.inputs.shape, str(setting)
         if setting.masks == "demo":
             assert demo is not None
+            inputs = replace(inputs, permutation=demo.permutation(shape, inputs.q.device))
             mask = demo.mask(shape, setting.block, setting.density, inputs.q.device)
         else:
             tokens, device = shape.grid_tokens, inputs.q.device
