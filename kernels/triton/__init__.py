@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .attention import attend
-from .call_plan import CallShape, plan_of
-from .prepass import prepare
+from .attend import attend
+from .call_plan import CallPlan, CallShape, plan_of
+from .prepass import prepare, prepared_buffers, rotation_matrix
 
 
 def attend_blocks(
@@ -39,19 +39,20 @@ def attend_blocks(
 
     ``key_bias`` is read where ``biased``; ``grid_tokens`` is the length of the mask.
     """
-    lists = (computed_bits.shape[1], computed_bits.shape[2], key_bias.shape[0] if biased else 0)
-    pointers = (
-        q, k, v, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias,
-        key_bias,
-    )  # fmt: skip
+    given = {
+        "q": q, "k": k, "v": v, "permutation": permutation, "order_of_head": order_of_head,
+        "row_offsets": row_offsets, "kv_indices": kv_indices, "computed_bits": computed_bits,
+        "tail_bias": tail_bias, "key_bias": key_bias,
+    }  # fmt: skip
+    addresses = {name: x.data_ptr() for name, x in given.items()}
     plan = plan_of(
         CallShape(
             device=q.get_device(),
             dtype=q.dtype,
             sizes=tuple(q.shape),
             strides=(*q.stride(), *k.stride(), *v.stride()),
-            aligned=tuple(x.data_ptr() % 16 == 0 for x in pointers),
-            lists=lists,
+            aligned=tuple([address % 16 == 0 for address in addresses.values()]),
+            lists=(*computed_bits.shape[1:], key_bias.shape[0] if biased else 0),
             grid_tokens=grid_tokens,
             block=(query_block, key_block),
             qk_bits=qk_bits,
@@ -59,17 +60,32 @@ def attend_blocks(
             fp8=fp8 and pv_bits == 8,
             tail=tail,
             biased=biased,
+            scale=scale,
         )
     )
-    # Triton launches on the current device, which need not be that of q.
-    with torch.cuda.device_of(q):
-        prepared = prepare(plan, q, k, v, permutation, order_of_head)
-        out = _empty_output(q)
-        attend(
-            plan, q, out.transpose(1, 2), permutation, order_of_head, row_offsets, kv_indices,
-            computed_bits, tail_bias, key_bias, prepared, scale,
-        )  # fmt: skip
+    out = _empty_output(q)
+    if q.device.type == "cuda":
+        # Triton launches on the current device, which need not be that of q.
+        with torch.cuda.device_of(q):
+            stream = torch.cuda.current_stream(q.device).cuda_stream
+            addresses["out"] = out.data_ptr()
+            if not plan.replay(q.device, stream, addresses):
+                _record(plan, given, out)
+    else:
+        _record(plan, given, out)
     return out
+
+
+def _record(plan: CallPlan, given: dict[str, Tensor], out: Tensor) -> None:
+    """The first call of a shape."""
+    device = given["q"].device
+    plan.buffers = prepared_buffers(plan)
+    if plan.shape.qk_bits == 4:
+        plan.kept["hadamard"] = rotation_matrix(plan, device)
+    tensors = given | plan.kept | plan.allocate(device) | {"out": out.transpose(1, 2)}
+    prepare(plan, tensors)
+    attend(plan, tensors)
+    plan.finish_recording()
 
 
 block_sparse_attention = torch.library.custom_op(

@@ -9,19 +9,12 @@ of the extra tokens. Those, and all extra keys that have a bias, are peeled off 
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from ..key_packing import HIDING_BIAS
-from .call_plan import CallPlan
-from .prepass import PreparedInputs
 from .primitives import head_offset, row_mask, token_of_position
 from .tile import attend_pair, attend_tile
 
-LOG2_E = 1.4426950408889634
 # Sizes that change with length and density must not lead to another compilation.
 NOT_SPECIALIZED = (
     "S", "H", "grid_tokens", "extra_start", "rows_padded", "query_blocks", "key_blocks",
@@ -41,7 +34,7 @@ def attention_kernel(
     QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, TAIL: tl.constexpr,
     TMA: tl.constexpr, PAIRED: tl.constexpr,
-    EXTRA: tl.constexpr, BIASED: tl.constexpr, HIDING: tl.constexpr,
+    EXTRA: tl.constexpr, BIASED: tl.constexpr, HIDING: tl.constexpr, TAIL_PART: tl.constexpr,
 ):  # fmt: skip
     """Grid (query tiles of the extra tokens and of the grid, B*H).
 
@@ -126,9 +119,10 @@ def attention_kernel(
             # The pooled keys and values are one more short sequence of keys, in 8 bits where the
             # keys are, else in 16; a bias per column holds the block's size or hides it.
             LOW: tl.constexpr = (QK_BITS == 8) and (PV_BITS == 8)
-            PART: tl.constexpr = KEY_BLOCK if LOW else (BN if BN < 64 else 64)
-            # 16-bit operands are not prefetched: the main loop needs the registers more.
-            STAGES: tl.constexpr = 2 if LOW else 1
+            PART: tl.constexpr = KEY_BLOCK if LOW else (BN if BN < TAIL_PART else TAIL_PART)
+            # 16-bit operands are prefetched by the copy engine only: pointers take registers. On
+            # Hopper ptxas makes all products of the kernel wait without the prefetch (C7515).
+            STAGES: tl.constexpr = 2 if LOW or TMA else 1
             column = tl.arange(0, PART)
             bias_of_head = tl.load(tail_bias + h) * 1.4426950408889634
             full_bias = bias_of_head + tl.log2(KEY_BLOCK * 1.0)
@@ -152,6 +146,14 @@ def attention_kernel(
                         (batch_head * tiles * D).to(tl.int32),
                         v_scale, v_low, pooled_k, pooled_v,
                         D, PART, BM, PART, 8, 8, FP8, False, True, TMA,
+                    )  # fmt: skip
+                elif TMA:
+                    # Rows of the next head may follow the last: finite, and hidden by the bias.
+                    pooled_row = (batch_head * stored_blocks).to(tl.int32)
+                    acc, row_sum, row_max = attend_tile(
+                        acc, row_sum, row_max, q16, q16, q16_scale, part, 0, bias, S, scale_log2,
+                        tail_keys, k_scale, tail_values, pooled_row, pooled_row, v_scale, v_low,
+                        pooled_k, pooled_v, D, PART, BM, PART, 16, 16, FP8, False, True, True,
                     )  # fmt: skip
                 else:
                     acc, row_sum, row_max = attend_tile(
@@ -261,57 +263,3 @@ def block_of_step(step, row_list, listed, grid_blocks, extra_block, EXTRA: tl.co
     else:
         block = tl.load(row_list + step).to(tl.int32)
     return block
-
-
-def attend(
-    plan: CallPlan, q: Tensor, out: Tensor, permutation: Tensor, order_of_head: Tensor,
-    row_offsets: Tensor, kv_indices: Tensor, computed_bits: Tensor, tail_bias: Tensor,
-    key_bias: Tensor, prepared: PreparedInputs, scale: float,
-) -> None:  # fmt: skip
-    """Launches the kernel into ``out`` [B, S, H, D]."""
-    batch, heads, tokens, head_dim = q.shape
-    layout, launch, shape = plan.layout, plan.launch, plan.shape
-    extra_tokens = tokens - layout.grid_tokens
-    operands = tuple(prepared)
-    if plan.tma:
-        operands = tuple(prepared._replace(**_described(plan, prepared)))
-    query_tiles = triton.cdiv(layout.grid_tokens, launch.query_tile) + triton.cdiv(
-        extra_tokens, launch.query_tile
-    )
-    plan.run(
-        attention_kernel,
-        (query_tiles, batch * heads, 1),
-        (
-            q, out, permutation, order_of_head,
-            row_offsets, kv_indices, computed_bits, tail_bias, key_bias, *operands,
-            *q.stride()[:3],
-            tokens, heads, layout.grid_tokens, layout.extra_start, layout.rows,
-            computed_bits.shape[1], layout.key_blocks, layout.stored_blocks,
-            computed_bits.shape[2],
-            extra_tokens if shape.biased and key_bias.shape[0] > 1 else 0, scale * LOG2_E,
-        ),
-        {
-            "HEAD_DIM": head_dim, "D": plan.width, "ALIGNMENT": plan.alignment,
-            "QUERY_BLOCK": shape.block[0], "KEY_BLOCK": shape.block[1],
-            "BM": launch.query_tile, "BN": launch.key_tile,
-            "QK_BITS": shape.qk_bits, "PV_BITS": shape.pv_bits, "FP8": shape.fp8,
-            "TAIL": shape.tail, "TMA": plan.tma, "PAIRED": plan.paired,
-            "EXTRA": extra_tokens > 0, "BIASED": shape.biased, "HIDING": HIDING_BIAS,
-        },
-        num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
-    )  # fmt: skip
-
-
-def _described(plan: CallPlan, prepared: PreparedInputs) -> dict[str, Any]:
-    """Keys and values as tensor descriptors: the copy engine loads whole tiles."""
-    width, keys = plan.width, plan.launch.key_tile
-    packed_values = plan.shape.pv_bits == 16
-    value_tile = (keys, width) if packed_values else (width, keys)
-    described: dict[str, Any] = {
-        "keys": plan.descriptor("keys", prepared.keys, (keys, width)),
-        "values": plan.descriptor("values", prepared.values, value_tile),
-    }
-    if plan.low_tail:
-        described["tail_keys"] = plan.descriptor("tail_keys", prepared.tail_keys, (keys, width))
-        described["tail_values"] = plan.descriptor("tail_values", prepared.tail_values, value_tile)
-    return described

@@ -1,16 +1,17 @@
-"""What a call decides once for its shapes, and its kernels as they were compiled.
+"""What a call decides once for its shapes: sizes, buffers, launches, and the compiled kernels.
 
 Triton looks at every argument of every launch to find the compiled kernel: tens of microseconds for
 kernels of fifty arguments, more than the kernels themselves take on a short sequence. All of it
-follows from the call's shapes, strides, alignments and options, so that the second call of a kind
-launches what the first one compiled.
+follows from the call's shapes, strides, alignments and options. The first call of a kind is
+recorded as it goes; the next ones fill in addresses and launch what the first one compiled.
 """
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,10 +21,10 @@ from ..packed_layout import PackedLayout, padded_head_dim
 
 # A new prompt length is a new plan; forgetting old ones costs a look at the arguments.
 MAX_PLANS = 512
+ALIGNMENT_BYTES = 256
 
 
-@dataclass(frozen=True, slots=True)
-class CallShape:
+class CallShape(NamedTuple):
     """What the launches of a call follow from, beside the values in its tensors.
 
     Attributes:
@@ -35,7 +36,8 @@ class CallShape:
         lists: (query blocks, words of a row, keys' biases of a batch entry or of all).
         grid_tokens: tokens that the block mask covers.
         block: (query, key) tokens of a block.
-        qk_bits, pv_bits, fp8, tail, biased: as in ``sparse_attention``; ``fp8`` only with 8-bit V.
+        qk_bits, pv_bits, fp8, tail, biased, scale: as in ``sparse_attention``; ``fp8`` only with
+            8-bit V.
     """
 
     device: int
@@ -51,11 +53,65 @@ class CallShape:
     fp8: bool
     tail: bool
     biased: bool
+    scale: float
+
+
+class Buffer(NamedTuple):
+    """A tensor that lives as long as a call."""
+
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        size = prod(self.sizes) * self.dtype.itemsize
+        return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+class Tile(NamedTuple):
+    """An argument that is a tensor descriptor: the named tensor as rows, loaded in tiles."""
+
+    name: str
+    tile: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """A launch as it was made: whatever else it takes is at the named tensors' addresses."""
+
+    runner: Any
+    arguments: tuple[str | _Described, ...]
+    static: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Described:
+    name: str
+    kind: type
+    fields: dict[str, Any]
+
+    def at(self, address: int) -> Any:
+        """The descriptor of a tensor at this address; its checks were made the first time."""
+        descriptor = object.__new__(self.kind)
+        descriptor.__dict__.update(self.fields, base=_Address(address))
+        return descriptor
+
+
+class _Address:
+    """Stands for a tensor where only its address is read."""
+
+    __slots__ = ("_address",)
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def data_ptr(self) -> int:
+        return self._address
 
 
 @dataclass(slots=True)
 class CallPlan:
-    """Decisions and compiled kernels of one ``CallShape``; shared by all calls of that shape.
+    """Decisions and recorded launches of one ``CallShape``; shared by all calls of that shape.
 
     Attributes:
         shape: what the plan is for.
@@ -64,6 +120,8 @@ class CallPlan:
         alignment: what the strides of batch and head may be said to be multiples of.
         launch: how the attention kernel is launched.
         tma, paired: whether keys and values come by the copy engine; whether two blocks a step.
+        buffers: the call's own tensors by name.
+        kept: tensors by name that all calls share.
     """
 
     shape: CallShape
@@ -73,8 +131,13 @@ class CallPlan:
     launch: LaunchConfig
     tma: bool
     paired: bool
-    _compiled: dict[tuple[Any, str], Any] = field(default_factory=dict)
-    _descriptors: dict[str, Any] = field(default_factory=dict)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
+    kept: dict[str, Tensor] = field(default_factory=dict)
+    _launches: dict[tuple[Any, str], _Launch] = field(default_factory=dict)
+    _offsets: dict[str, int] = field(default_factory=dict)
+    _kept_at: dict[str, int] = field(default_factory=dict)
+    _workspace: int = 0
+    _recorded: bool = False
 
     @classmethod
     def of(cls, shape: CallShape) -> CallPlan:
@@ -83,7 +146,6 @@ class CallPlan:
         width = padded_head_dim(head_dim)
         capability = (9, 0) if shape.device < 0 else torch.cuda.get_device_capability(shape.device)
         launch = select_launch(shape.block, width, shape.qk_bits, shape.pv_bits, capability)
-        # The interpreter stands for Hopper, but its copies are ordinary loads.
         tma = launch.tma and 4 not in (shape.qk_bits, shape.pv_bits)
         return cls(
             shape=shape,
@@ -105,47 +167,93 @@ class CallPlan:
         """Whether the pre-pass pools: for the tail, or because 4 bits are relative to the means."""
         return self.shape.tail or 4 in (self.shape.qk_bits, self.shape.pv_bits)
 
+    def allocate(self, device: torch.device) -> dict[str, Tensor]:
+        """The call's own tensors, uninitialised."""
+        return {
+            name: torch.empty(buffer.sizes, dtype=buffer.dtype, device=device)
+            for name, buffer in self.buffers.items()
+        }
+
     def run(
         self,
         kernel: Any,
         grid: tuple[int, int, int],
-        arguments: tuple[Any, ...],
+        tensors: dict[str, Tensor],
+        arguments: Sequence[str | Tile],
+        numbers: tuple[int | float, ...],
         constants: dict[str, Any],
         launch_of: str = "",
         **options: int | None,
     ) -> None:
-        """Launches a kernel on the current stream.
+        """Launches a kernel on the current stream and records how.
 
         Args:
-            kernel: the jit function.
+            kernel: the jit function; its arguments are tensors, numbers and constants in turn.
             grid: programs.
-            arguments: all that are not constants, in the kernel's order.
-            constants: its constexpr arguments by name, in the kernel's order, behind the others.
-            launch_of: tells two launches of one kernel with different constants apart.
+            tensors: the call's tensors by name, q among them.
+            arguments: names of the tensors that the kernel takes, in its order; for one that the
+                call has no use for stands q.
+            numbers: what it takes that is neither a tensor nor a constant.
+            constants: its constexpr arguments by name, in its order.
+            launch_of: tells two launches of one kernel apart.
             options: Triton's launch options.
         """
-        key = (kernel, launch_of)
-        compiled = self._compiled.get(key)
-        if compiled is not None:
-            compiled[grid](*arguments, *constants.values())
-            return
-        compiled = kernel[grid](*arguments, **constants, **options)
-        if compiled is not None:  # the interpreter compiles nothing
-            self._compiled[key] = compiled
-
-    def descriptor(self, name: str, x: Tensor, tile: tuple[int, int]) -> Any:
-        """A tensor descriptor of ``x`` as rows of tile[1] elements, loaded in tiles."""
-        template = self._descriptors.get(name)
-        if template is None:
+        given, recorded = [], []
+        for argument in arguments:
+            if isinstance(argument, str):
+                name = argument if argument in tensors else "q"
+                given.append(tensors[name])
+                recorded.append(name)
+                continue
             from triton.tools.tensor_descriptor import TensorDescriptor
 
-            template = TensorDescriptor.from_tensor(x.view(-1, tile[1]), list(tile))
-            self._descriptors[name] = copy.copy(template)
-            self._descriptors[name].base = None
-            return template
-        described = copy.copy(template)
-        described.base = x
-        return described
+            rows = tensors[argument.name].view(-1, argument.tile[1])
+            descriptor = TensorDescriptor.from_tensor(rows, list(argument.tile))
+            given.append(descriptor)
+            fields = {name: x for name, x in vars(descriptor).items() if name != "base"}
+            recorded.append(_Described(argument.name, TensorDescriptor, fields))
+        compiled = kernel[grid](*given, *numbers, **constants, **options)
+        if compiled is not None:  # the interpreter compiles nothing
+            self._launches[kernel, launch_of] = _Launch(
+                compiled[grid], tuple(recorded), (*numbers, *constants.values())
+            )
+
+    def finish_recording(self) -> None:
+        """Ends the first call; there is nothing to replay where nothing was compiled."""
+        offsets, end = {}, 0
+        for name, buffer in self.buffers.items():
+            offsets[name] = end
+            end += buffer.bytes
+        self._offsets, self._workspace = offsets, end
+        self._kept_at = {name: x.data_ptr() for name, x in self.kept.items()}
+        self._recorded = bool(self._launches)
+
+    def replay(self, device: torch.device, stream: int, given: dict[str, int]) -> bool:
+        """Launches what the first call launched; False where there was none yet.
+
+        Args:
+            device: of the call's tensors.
+            stream: address of the current stream.
+            given: addresses of the tensors that the call was given.
+        """
+        if not self._recorded:
+            return False
+        workspace = torch.empty(self._workspace, dtype=torch.uint8, device=device)
+        base = workspace.data_ptr()
+        at = given | self._kept_at
+        for name, offset in self._offsets.items():
+            at[name] = base + offset
+        for launch in self._launches.values():
+            addresses = (
+                at[x] if isinstance(x, str) else x.at(at[x.name]) for x in launch.arguments
+            )
+            launch.runner(*addresses, *launch.static, stream=stream)
+        return True
+
+
+def strides_of(shape: CallShape, tensor: int) -> tuple[int, ...]:
+    """Strides of batch, head and token of q (0), k (1) or v (2)."""
+    return shape.strides[4 * tensor : 4 * tensor + 3]
 
 
 _plans: dict[CallShape, CallPlan] = {}

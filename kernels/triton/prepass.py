@@ -13,95 +13,18 @@ accumulator of Q.K holds P in the register order of the next product's operand.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..quantization import FP8_V_MAX, INT8_MAX, hadamard_matrix, statistics_step
-from .call_plan import CallPlan
+from ..quantization import hadamard_matrix
+from .call_plan import Buffer, CallPlan, strides_of
 from .primitives import head_offset, round_to_int, row_mask, token_of_position
+from .statistics import measure, statistics_buffers
 
-STATISTICS_ROWS = 128
 # Wider rows are rotated in halves: a 256 x 256 matrix does not fit into shared memory everywhere.
 MAX_ROTATION = 128
-
-
-class PreparedInputs(NamedTuple):
-    """What the attention kernel reads beside q; an entry that it does not need is q itself."""
-
-    q8: Tensor  # int8 [B*H, rows, D], low-bit Q.K only
-    q_scale: Tensor  # float32 [B*H, rows]
-    keys: Tensor  # int8 or dtype of k [B*H, rows, D]
-    k_scale: Tensor  # float32 [B*H, KVb] (8 bits) or [B*H, rows] (4 bits)
-    values: Tensor  # int8 or float8_e4m3fn [B*H, KVb, D, block], or dtype of v [B*H, rows, D]
-    v_scale: Tensor  # float32 [B*H, D] (8 bits) or [B*H, KVb, D] (4 bits)
-    v_low: Tensor  # float32 [B*H, KVb, D], 4 bits only
-    pooled_k: Tensor  # dtype of k [B*H, KVb, D]
-    pooled_v: Tensor  # dtype of v [B*H, KVb, D]
-    # The pooled rows once more in 8 bits, in tiles of the key block, where Q.K and P.V both are.
-    tail_keys: Tensor  # int8 [B*H, tiles * block, D]
-    tail_key_scale: Tensor  # float32 [B*H, tiles]
-    tail_values: Tensor  # int8 or float8_e4m3fn [B*H, tiles, D, block]
-
-
-@triton.jit(do_not_specialize=("S", "H", "chunks"))
-def statistics_kernel(
-    K, V, k_partial, v_partial,
-    k_stride_b, k_stride_h, k_stride_s, v_stride_b, v_stride_h, v_stride_s,
-    S, H, chunks,
-    HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
-    ROWS: tl.constexpr, STEP: tl.constexpr, EVERY: tl.constexpr,
-    OF_K: tl.constexpr, OF_V: tl.constexpr,
-):  # fmt: skip
-    """Grid (chunks, B*H): K's channel sums and V's channel maxima over ROWS tokens.
-
-    EVERY: distance of these tokens. OF_K, OF_V: which of the two are asked for.
-    """
-    chunk = tl.program_id(0)
-    batch_head = tl.program_id(1).to(tl.int64)
-    b = batch_head // H
-    h = batch_head % H
-    d = tl.arange(0, D)
-    K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
-    V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
-    k_sum = tl.zeros([D], dtype=tl.float32)
-    v_max = tl.zeros([D], dtype=tl.float32)
-    for start in range(0, ROWS, STEP):
-        row = ((chunk * ROWS + start + tl.arange(0, STEP)) * EVERY).to(tl.int64)
-        mask = row_mask(row < S, d, HEAD_DIM, D)
-        if OF_K:
-            k = tl.load(K + row[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
-            k_sum += tl.sum(k.to(tl.float32), 0)
-        if OF_V:
-            v = tl.load(V + row[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
-            v_max = tl.maximum(v_max, tl.max(tl.abs(v.to(tl.float32)), 0))
-    out = (batch_head * chunks + chunk) * D + d
-    tl.store(k_partial + out, k_sum)
-    tl.store(v_partial + out, v_max)
-
-
-@triton.jit(do_not_specialize=("sampled", "chunks"))
-def summary_kernel(
-    k_partial, v_partial, k_mean, v_scale, sampled, chunks, limit,
-    D: tl.constexpr, STEP: tl.constexpr,
-):  # fmt: skip
-    """Grid (B*H,): K's mean and V's scale from the partial results, summed in their order."""
-    d = tl.arange(0, D)
-    base = tl.program_id(0).to(tl.int64) * chunks * D
-    k_sum = tl.zeros([D], dtype=tl.float32)
-    v_max = tl.zeros([D], dtype=tl.float32)
-    for start in range(0, chunks, STEP):
-        row = start + tl.arange(0, STEP)
-        at = base + row[:, None] * D + d[None, :]
-        k_sum += tl.sum(tl.load(k_partial + at, mask=(row < chunks)[:, None], other=0.0), 0)
-        v_part = tl.load(v_partial + at, mask=(row < chunks)[:, None], other=0.0)
-        v_max = tl.maximum(v_max, tl.max(v_part, 0))
-    out = tl.program_id(0) * D + d
-    tl.store(k_mean + out, k_sum / sampled)
-    tl.store(v_scale + out, tl.maximum(v_max, 1e-12) / limit)
 
 
 @triton.jit(
@@ -231,78 +154,94 @@ def rotate(x, hadamard, ROWS: tl.constexpr, D: tl.constexpr):
         return tl.join(upper, lower).permute([0, 2, 1]).reshape([ROWS, D]) * (D**-0.5)
 
 
-def prepare(
-    plan: CallPlan, q: Tensor, k: Tensor, v: Tensor, permutation: Tensor, order_of_head: Tensor
-) -> PreparedInputs:
-    """Runs the pre-pass that the call's bits and tail ask for; see the module docstring."""
-    batch, heads, tokens, head_dim = q.shape
+def prepared_buffers(plan: CallPlan) -> dict[str, Buffer]:
+    """What the pre-pass makes for the attention kernel, by the name of the kernel's argument."""
+    batch, heads = plan.shape.sizes[:2]
     layout, width, shape = plan.layout, plan.width, plan.shape
+    pairs, blocks, rows = batch * heads, layout.stored_blocks, layout.rows
+    block = shape.block[1]
+    v8 = torch.float8_e4m3fn if shape.fp8 else torch.int8
+    qk_bits, pv_bits = shape.qk_bits, shape.pv_bits
+    keys = torch.int8 if qk_bits < 16 else shape.dtype
+    buffers = {"keys": Buffer(keys, (pairs, rows, width))}
+    if qk_bits < 16:
+        buffers["q8"] = Buffer(torch.int8, (pairs, rows, width))
+        buffers["q_scale"] = Buffer(torch.float32, (pairs, rows))
+        buffers["k_scale"] = Buffer(torch.float32, (pairs, blocks if qk_bits == 8 else rows))
+    if pv_bits == 16:
+        buffers["values"] = Buffer(shape.dtype, (pairs, rows, width))
+    else:
+        buffers["values"] = Buffer(v8, (pairs, blocks, width, block))
+        of_scale = (pairs, width) if pv_bits == 8 else (pairs, blocks, width)
+        buffers["v_scale"] = Buffer(torch.float32, of_scale)
+    if pv_bits == 4:
+        buffers["v_low"] = Buffer(torch.float32, (pairs, blocks, width))
+    if plan.pooled:
+        for name in ("pooled_k", "pooled_v"):
+            buffers[name] = Buffer(shape.dtype, (pairs, blocks, width))
+    if plan.low_tail:
+        # The pooled rows once more in 8 bits, in tiles of the key block.
+        tiles = triton.cdiv(layout.key_blocks, block)
+        buffers["tail_keys"] = Buffer(torch.int8, (pairs, tiles * block, width))
+        buffers["tail_key_scale"] = Buffer(torch.float32, (pairs, tiles))
+        buffers["tail_values"] = Buffer(v8, (pairs, tiles, width, block))
+    if qk_bits < 16 or pv_bits == 8:
+        buffers |= statistics_buffers(plan)
+    return buffers
+
+
+def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
+    """Runs the pre-pass that the call's bits and tail ask for; see the module docstring.
+
+    Args:
+        plan: of the call.
+        tensors: by name, those of ``prepared_buffers``, the plan's kept ones, and q, k, v,
+            permutation, order_of_head.
+    """
+    layout, width, shape = plan.layout, plan.width, plan.shape
+    batch, heads, tokens, head_dim = shape.sizes
     qk_bits, pv_bits, fp8 = shape.qk_bits, shape.pv_bits, shape.fp8
     rows = shape.block[1]
     blocks, padded, pairs = layout.stored_blocks, layout.rows, batch * heads
-    low_qk, low_pv, pool = qk_bits < 16, pv_bits < 16, plan.pooled
-    tiles = triton.cdiv(layout.key_blocks, rows)
-    v8_dtype = torch.float8_e4m3fn if fp8 else torch.int8
-
-    def buffer(used: bool, *sizes: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(sizes, dtype=dtype, device=q.device) if used else q
-
-    k_mean = v_scale = q
+    low_qk, low_pv = qk_bits < 16, pv_bits < 16
     if low_qk or pv_bits == 8:
-        k_mean, v_scale = _statistics(plan, k, v)
-    if pv_bits == 4:
-        v_scale = buffer(True, pairs, blocks, width)
-    if low_pv:
-        values = buffer(True, pairs, blocks, width, rows, dtype=v8_dtype)
-    else:
-        values = buffer(True, pairs, padded, width, dtype=v.dtype)
-    prepared = PreparedInputs(
-        q8=buffer(low_qk, pairs, padded, width, dtype=torch.int8),
-        q_scale=buffer(low_qk, pairs, padded),
-        keys=buffer(True, pairs, padded, width, dtype=torch.int8 if low_qk else k.dtype),
-        k_scale=buffer(low_qk, pairs, blocks if qk_bits == 8 else padded),
-        values=values,
-        v_scale=v_scale,
-        v_low=buffer(pv_bits == 4, pairs, blocks, width),
-        pooled_k=buffer(pool, pairs, blocks, width, dtype=k.dtype),
-        pooled_v=buffer(pool, pairs, blocks, width, dtype=v.dtype),
-        tail_keys=buffer(plan.low_tail, pairs, tiles * rows, width, dtype=torch.int8),
-        tail_key_scale=buffer(plan.low_tail, pairs, tiles),
-        tail_values=buffer(plan.low_tail, pairs, tiles, width, rows, dtype=v8_dtype),
-    )
-    hadamard = q
-    if qk_bits == 4:
-        hadamard = hadamard_matrix(min(width, MAX_ROTATION), q.device, torch.float16)
+        measure(plan, tensors)
     first_role = 0 if low_qk else 1
     warps = 4 if rows < 128 and width <= 128 else 8
     plan.run(
         prepass_kernel,
         (padded // rows if low_qk else blocks, pairs, 3 - first_role),
+        tensors,
         (
-            q, k, v, permutation, order_of_head, k_mean, v_scale, hadamard,
-            prepared.q8, prepared.q_scale, prepared.keys, prepared.k_scale,
-            prepared.values, v_scale, prepared.v_low, prepared.pooled_k, prepared.pooled_v,
-            *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
+            "q", "k", "v", "permutation", "order_of_head", "k_mean", "v_scale", "hadamard",
+            "q8", "q_scale", "keys", "k_scale", "values", "v_scale", "v_low",
+            "pooled_k", "pooled_v",
+        ),
+        (
+            *strides_of(shape, 0), *strides_of(shape, 1), *strides_of(shape, 2),
             tokens, heads, layout.grid_tokens, layout.extra_start, padded, blocks,
         ),
         {
             "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": plan.alignment, "ROWS": rows,
-            "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": pool, "GATHER": True,
-            "PERMUTE_KEYS": low_qk and low_pv, "FIRST_ROLE": first_role,
+            "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": plan.pooled,
+            "GATHER": True, "PERMUTE_KEYS": low_qk and low_pv, "FIRST_ROLE": first_role,
         },
         num_warps=warps,
     )  # fmt: skip
     if plan.low_tail:
         # The grid's pooled rows are a short sequence; the same kernel quantises them.
         stride = (blocks * width, 0, width)
+        tiles = triton.cdiv(layout.key_blocks, rows)
         plan.run(
             prepass_kernel,
             (tiles, pairs, 2),
+            tensors,
             (
-                q, prepared.pooled_k, prepared.pooled_v, permutation, order_of_head, k_mean,
-                v_scale, hadamard, prepared.q8, prepared.q_scale, prepared.tail_keys,
-                prepared.tail_key_scale, prepared.tail_values, v_scale, prepared.v_low,
-                prepared.pooled_k, prepared.pooled_v,
+                "q", "pooled_k", "pooled_v", "permutation", "order_of_head", "k_mean", "v_scale",
+                "hadamard", "q8", "q_scale", "tail_keys", "tail_key_scale", "tail_values",
+                "v_scale", "v_low", "pooled_k", "pooled_v",
+            ),
+            (
                 *stride, *stride, *stride,
                 layout.key_blocks, 1, layout.key_blocks, tiles * rows, tiles * rows, tiles,
             ),
@@ -314,46 +253,8 @@ def prepare(
             num_warps=warps,
             launch_of="tail",
         )  # fmt: skip
-    return prepared
 
 
-def _statistics(plan: CallPlan, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of K and scale of V per channel: float32 [B*H, D] each, from a sample of the tokens.
-
-    What the call's bits do not ask for is not computed.
-    """
-    batch, heads, tokens, head_dim = k.shape
-    shape, width, pairs = plan.shape, plan.width, batch * heads
-    every = statistics_step(tokens, shape.pv_bits, shape.fp8)
-    sampled = triton.cdiv(tokens, every)
-    chunks = triton.cdiv(sampled, STATISTICS_ROWS)
-    k_partial, v_partial = (
-        torch.empty(pairs, chunks, width, dtype=torch.float32, device=k.device) for _ in range(2)
-    )
-    plan.run(
-        statistics_kernel,
-        (chunks, pairs, 1),
-        (
-            k, v, k_partial, v_partial, *k.stride()[:3], *v.stride()[:3], tokens, heads, chunks,
-        ),
-        {
-            "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": plan.alignment,
-            "ROWS": STATISTICS_ROWS, "STEP": 64, "EVERY": every,
-            "OF_K": shape.qk_bits < 16, "OF_V": shape.pv_bits == 8,
-        },
-        num_warps=4,
-    )  # fmt: skip
-    k_mean, v_scale = (
-        torch.empty(pairs, width, dtype=torch.float32, device=k.device) for _ in range(2)
-    )
-    plan.run(
-        summary_kernel,
-        (pairs, 1, 1),
-        (
-            k_partial, v_partial, k_mean, v_scale, sampled, chunks,
-            FP8_V_MAX if shape.fp8 else INT8_MAX,
-        ),
-        {"D": width, "STEP": 32},
-        num_warps=4,
-    )  # fmt: skip
-    return k_mean, v_scale
+def rotation_matrix(plan: CallPlan, device: torch.device) -> Tensor:
+    """Hadamard matrix of 4-bit Q and K; the same tensor for all calls."""
+    return hadamard_matrix(min(plan.width, MAX_ROTATION), device, torch.float16)

@@ -12,7 +12,8 @@ from paro_attention.kernels.device import fp8_supported
 
 if torch.cuda.is_available():
     from paro_attention.kernels.triton.attention import attention_kernel
-    from paro_attention.kernels.triton.prepass import prepass_kernel, statistics_kernel
+    from paro_attention.kernels.triton.prepass import prepass_kernel
+    from paro_attention.kernels.triton.statistics import statistics_kernel
 
 pytestmark = pytest.mark.gpu
 # bfloat16 rounds P and the output to 8 bits: 2**-9 in the mean, a little more over several tiles.
