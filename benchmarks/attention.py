@@ -130,9 +130,13 @@ class Bench:
             tokens, device = shape.grid_tokens, inputs.q.device
             mask = random_mask(shape.heads, tokens, setting.block, setting.density, device)
         run = call(inputs, mask, setting.bits, setting.tail)
-        taken = parts(run)
-        error = relative_error(
-            taken.out, inputs.q, inputs.k, inputs.v, mask, inputs.permutation, setting.tail
+        run()  # the first call of a shape is launched in another way than those that follow
+        taken = parts(run) if setting.alone else None
+        error = max(
+            relative_error(
+                out, inputs.q, inputs.k, inputs.v, mask, inputs.permutation, setting.tail
+            )
+            for out in (run(), *((taken.out,) if taken else ()))
         )
         budget = ERROR_BUDGET[setting.bits] * (1.0 if setting.density == 1.0 else 1.3)
         if not error <= budget:
@@ -145,7 +149,7 @@ class Bench:
             "rel_err": error, "tail": setting.tail, "masks": setting.masks,
         }  # fmt: skip
         self.functions[name], self.details[name] = run, details
-        if setting.alone:
+        if taken is not None:
             self.functions[f"{name}, kernel alone"] = taken.attend
             self.details[f"{name}, kernel alone"] = details | {"whole_call": False}
 

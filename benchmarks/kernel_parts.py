@@ -1,7 +1,8 @@
 """PARO's call for the benchmarks, whole and in its parts: the pre-pass, the attention kernel.
 
-The one place of benchmarks/ that knows how ``kernels/triton`` is put together: one call runs
-``prepare`` and ``attend`` in turn, and a plan per shape holds what ``select_launch`` chose.
+The one place of benchmarks/ that knows how ``kernels/triton`` is put together: the first call of a
+shape runs ``prepare`` and ``attend`` in turn, and a plan per shape holds what ``select_launch``
+chose and what was launched, for the calls that follow.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def parts(run: Callable[[], Tensor]) -> Parts:
     try:
         for name in original:
             setattr(module, name, recorder(name))
-        out = run()
+        with _new_plans():
+            out = run()
     finally:
         for name, function in original.items():
             setattr(module, name, function)
@@ -81,13 +83,24 @@ def with_launch(launch: object) -> Iterator[None]:
     if launch is None:
         yield
         return
-    # Plans hold the launch of every shape that has been called.
-    chosen, plans = module.select_launch, dict(module._plans)
-    module._plans.clear()
+    chosen = module.select_launch
     module.select_launch = lambda *_args, **_kwargs: launch  # type: ignore[assignment]
+    try:
+        with _new_plans():
+            yield
+    finally:
+        module.select_launch = chosen
+
+
+@contextmanager
+def _new_plans() -> Iterator[None]:
+    """Inside, the first call of a shape decides and records anew, as if there had been none."""
+    from paro_attention.kernels.triton import call_plan as module
+
+    plans = dict(module._plans)
+    module._plans.clear()
     try:
         yield
     finally:
-        module.select_launch = chosen
         module._plans.clear()
         module._plans.update(plans)

@@ -91,6 +91,8 @@ def candidates(key: Key, capability: tuple[int, int]) -> list[LaunchConfig]:
                     max_registers=cap,
                 )
             )
+    if getattr(present, "paired", False):
+        found.append(replace(present, paired=False))
     if present.tma:
         found.append(replace(present, tma=False, **_unpaired(present)))
     return list(dict.fromkeys(found))

@@ -138,6 +138,34 @@ def kernel_table(results: Path) -> str | None:
     return "\n".join(lines)
 
 
+def curve_table(results: Path) -> str | None:
+    """Time of a call at equal error of attention's output, from error-curve-h100.json."""
+    report = _read(results / "error-curve-h100.json")
+    if report is None:
+        return None
+    families = list(dict.fromkeys(point["family"] for point in report["points"]))
+    lines = [
+        f"| error | {' | '.join(families)} |",
+        "|---|" + "---|" * len(families),
+    ]
+    for row in report["equal_error"]:
+        cells = []
+        for family in families:
+            ms = row["ms"][family]
+            text = "" if ms is None else f"{ms:.2f} ms"
+            cells.append(f"**{text}**" if family == row["best"] else text)
+        lines.append(f"| {row['error']:.2f} | {' | '.join(cells)} |")
+    absent = [f"{peer['name']} ({peer['reason']})" for peer in report["not_run"]]
+    lines += [
+        "",
+        f"Dense SDPA: {report['sdpa_ms']:.2f} ms at {report['tokens']:,} tokens. Error: of the "
+        "demo model's attention, mean over heads, layers and steps, 8/8 bits, tail on. Empty: not "
+        f"reached at any density that was run. {_machine(report, 'benchmarks/error_curve.py')}."
+        + (f" Not run: {'; '.join(absent)}." if absent else ""),
+    ]
+    return "\n".join(lines)
+
+
 def demo_table(results: Path) -> str | None:
     """What the demo model's videos keep, from demo-h100.json."""
     report = _read(results / "demo-h100.json")
@@ -179,6 +207,7 @@ SECTIONS: dict[str, Callable[[Path], str | None]] = {
     "attention": attention_table,
     "peers": peer_table,
     "kernel": kernel_table,
+    "curve": curve_table,
     "demo": demo_table,
 }
 
@@ -217,9 +246,9 @@ def _listed(row: dict[str, Any]) -> float | None:
     return near[0] if near else None
 
 
-def _machine(report: dict[str, Any]) -> str:
+def _machine(report: dict[str, Any], made_by: str = "make bench") -> str:
     versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
-    return f"{report['gpu']}, {versions}, commit `{report['commit']}`, `make bench`"
+    return f"{report['gpu']}, {versions}, commit `{report['commit']}`, `{made_by}`"
 
 
 def _shape(row: dict[str, Any]) -> tuple[int, int, int, int]:

@@ -138,17 +138,15 @@ RULES: tuple[LaunchRow, ...] = (
     LaunchRow(ANY, NARROW, (16, 8), (4,), ALL, ALL, FULL, 64, 128, 4, 2),
     LaunchRow(ANY, NARROW, (4,), (16,), ALL, ALL, FULL, 64, 64, 4, 2),
     # 8-bit values on Hopper: 168 registers and two stages hold three programs on a multiprocessor.
-    LaunchRow(HOPPER, NARROW, (8,), (8,), ALL, (32, 128), FULL, 64, 128, 4, 2, 168, tma=True),
+    LaunchRow(HOPPER, NARROW, (16,), (8,), ALL, ALL, FULL, 64, 128, 4, 2, tma=True),
     LaunchRow(HOPPER, NARROW, (8,), (8,), ALL, (64,), FULL, 64, 64, 4, 2, 168, tma=True,
               paired=True),
-    LaunchRow(HOPPER, NARROW, (16,), (8,), ALL, (128,), FULL, 64, 128, 4, 2, 168, tma=True),
-    LaunchRow(HOPPER, NARROW, (16,), (8,), ALL, (64,), FULL, 64, 64, 4, 3, 168, tma=True,
-              paired=True),
-    LaunchRow(HOPPER, NARROW, (16,), (8,), ALL, (32,), FULL, 64, 32, 4, 3, 168, tma=True),
+    LaunchRow(HOPPER, NARROW, (8,), (8,), ALL, (32, 128), FULL, 64, 128, 4, 2, 168, tma=True),
     LaunchRow((80,), NARROW, (16, 8), (8,), ALL, ALL, FULL, 64, 128, 4, 3),
     LaunchRow(ANY, NARROW, (16, 8), (8,), ALL, ALL, FULL, 64, 128, 4, 2),
     # 16-bit values.
-    LaunchRow(HOPPER, NARROW, (16, 8), (16,), ALL, ALL, FULL, 64, 64, 4, 3, 168, tma=True),
+    LaunchRow(HOPPER, NARROW, (16,), (16,), ALL, ALL, FULL, 64, 64, 4, 3, tma=True),
+    LaunchRow(HOPPER, NARROW, (8,), (16,), ALL, ALL, FULL, 64, 128, 4, 2, tma=True),
     LaunchRow(ANY, NARROW, (16, 8), (16,), ALL, ALL, FULL, 64, 64, 4, 2),
     # Rows of 256 channels. Only Hopper has more than 99 KiB of shared memory for sure, and 64 rows
     # suit its instructions; a 16-bit K of 128 keys leaves the others no second stage.
@@ -157,7 +155,7 @@ RULES: tuple[LaunchRow, ...] = (
     LaunchRow(ANY, WIDE, (8,), (4,), ALL, ALL, FULL, 32, 128, 8, 2),
     LaunchRow(HOPPER, WIDE, (16,), (4,), ALL, ALL, FULL, 32, 128, 8, 2),
     LaunchRow(HOPPER, WIDE, (16, 8), (8,), ALL, ALL, FULL, 64, 128, 8, 2, tma=True),
-    LaunchRow(HOPPER, WIDE, (16, 8), (16,), ALL, ALL, FULL, 64, 64, 8, 2),
+    LaunchRow(HOPPER, WIDE, (16, 8), (16,), ALL, ALL, FULL, 64, 64, 8, 2, tma=True),
     LaunchRow(ANY, WIDE, (16,), (8, 4), ALL, ALL, FULL, 32, 128, 8, 1),
     LaunchRow(ANY, WIDE, (16,), (16,), ALL, ALL, FULL, 32, 64, 4, 2),
     LaunchRow(ANY, WIDE, (8,), (8,), ALL, ALL, FULL, 64, 128, 8, 2),

@@ -80,6 +80,23 @@ def test_the_kernel_and_the_overhead_have_their_own_table(tables, results):
     assert "| 32,768, 12 x 128 | 1.8% | 0.4% | 0.9% |" in lines
 
 
+def test_the_fastest_at_equal_error_is_marked(tables, tmp_path):
+    rows = [
+        {"error": 0.02, "best": "PARO 64x64", "ms": {"PARO 64x64": 3.0, "sol_attn": None}},
+        {"error": 0.08, "best": "sol_attn", "ms": {"PARO 64x64": 1.5, "sol_attn": 1.25}},
+    ]
+    curve = {
+        "gpu": "a card", "versions": {"torch": "2"}, "commit": "abc", "tokens": 32768,
+        "sdpa_ms": 10.0, "equal_error": rows, "not_run": [{"name": "x", "reason": "absent"}],
+        "points": [{"family": "PARO 64x64"}, {"family": "sol_attn"}, {"family": "sol_attn"}],
+    }  # fmt: skip
+    (tmp_path / "error-curve-h100.json").write_text(json.dumps(curve))
+    lines = tables.curve_table(tmp_path).splitlines()
+    assert lines[0] == "| error | PARO 64x64 | sol_attn |"
+    assert lines[2:4] == ["| 0.02 | **3.00 ms** |  |", "| 0.08 | 1.50 ms | **1.25 ms** |"]
+    assert "Not run: x (absent)." in lines[-1] and "error_curve.py" in lines[-1]
+
+
 def test_an_older_report_has_no_peer_and_kernel_tables(tables, tmp_path):
     old = report()
     old["rows"] = [row for row in old["rows"] if row["whole_call"]][:1]
