@@ -51,10 +51,11 @@ def block_mass(
     for orders in per_head:
         if orders.ndim != 2 or orders.shape[1] != tokens:
             raise ValueError(f"permutations must be [O, {tokens}], got {list(orders.shape)}")
-    scale = head_dim**-0.5 if scale is None else scale
-    if unavailable_reason(q.device, q.dtype, head_dim) is None:
-        return _launched(q, k, per_head, block, scale)
-    return _streamed(q, k, per_head, block, scale)
+    factor = head_dim**-0.5 if scale is None else scale
+    # Only tests may want the interpreter, which is slower than the twin.
+    if q.device.type == "cuda" and unavailable_reason(q.device, q.dtype, head_dim) is None:
+        return _launched(q, k, per_head, block, factor)
+    return _streamed(q, k, per_head, block, factor)
 
 
 def _launched(

@@ -69,15 +69,32 @@ class RecordedCall:
             self._keys, self._values = layout.extra_part(k), layout.extra_part(v)
         self._bias = [] if extra_bias is None else [_visible(row) for row in extra_bias]
 
+    def inputs_of(self, entry: int, head: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k, v [V, D] of a head."""
+        return self.q[entry, head], self.k[entry, head], self.v[entry, head]
+
     def extra(self, entry: int, head: int) -> ExtraKeys | None:
         """The visible extra keys of a head, None where there are none."""
         if self._keys is None or self._values is None:
             return None
         keys, values, bias = self._keys[entry, head], self._values[entry, head], None
         if self._bias:
-            visible, bias = self._bias[entry if len(self._bias) > 1 else 0]
+            visible, bias = self._bias_of(entry)
             keys, values = keys[visible], values[visible]
         return ExtraKeys(keys, values, bias) if len(keys) else None
+
+    def extra_of_heads(self, entry: int) -> tuple[Tensor, Tensor, Tensor | None] | None:
+        """Visible keys and values of all heads, [H, E, D] each, and their bias, float32 [E]."""
+        if self._keys is None or self._values is None:
+            return None
+        keys, values, bias = self._keys[entry], self._values[entry], None
+        if self._bias:
+            visible, bias = self._bias_of(entry)
+            keys, values = keys[:, visible], values[:, visible]
+        return (keys, values, bias) if keys.shape[1] else None
+
+    def _bias_of(self, entry: int) -> tuple[Tensor, Tensor | None]:
+        return self._bias[entry if len(self._bias) > 1 else 0]
 
 
 def _visible(bias: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from .block_layout import block_count
 from .offset_profile import OffsetBins
-from .order_scores import sampled_blocks
 from .profile_geometry import ProfileGeometry
+from .row_sample import sampled_blocks
 from .token_grid import TokenGrid
 from .token_order import grid_permutation
 

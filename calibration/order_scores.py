@@ -1,7 +1,7 @@
-"""Scores of candidate token orders for one head, from a sample of its query blocks.
+"""Scores of candidate token orders for one head, from a sample of its query rows.
 
-For each order the exact attention rows of some query blocks are computed in that order, some blocks
-are kept at the target density, every other block is replaced by its pooled key and value, and the
+For each order the exact attention of some rows of many query blocks is computed, some blocks are
+kept at the target density, every other block is replaced by its pooled key and value, and the
 output is compared with dense attention. Orders must be judged with the pooled tail on: without it
 other orders win, and cost up to 20 % in error once the tail is there.
 
@@ -21,11 +21,11 @@ from ..kernels.attention_rows import exponentials_, matmul_operand, rows_per_til
 from .block_layout import block_count, diagonal, pad_tokens, pool_tokens, valid_tokens
 from .block_selection import select_blocks
 from .extra_keys import ExtraKeys, ExtraPart, dense_output
-from .paper_metric import paper_statistics
+from .paper_metric import paper_criteria
 from .profile_geometry import ProfileGeometry
+from .row_sample import RowSample
 from .tail_bias import TAIL_BIASES, tail_errors
 
-SAMPLED_QUERY_BLOCKS = 16
 # Where a plan stores each head's output error with the tail on.
 ERROR_DENSITIES: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.5, 0.75)
 _REFINEMENTS = 1
@@ -40,12 +40,6 @@ MAPS = ENERGY + 4
 SCORE_COLUMNS = ENERGY + 5
 
 
-def sampled_blocks(query_blocks: int, samples: int = SAMPLED_QUERY_BLOCKS) -> Tensor:
-    """int64 indices of evenly spaced query blocks; all of them when they are few."""
-    count = min(samples, query_blocks)
-    return ((torch.arange(count) + 0.5) * query_blocks / count).long()
-
-
 def order_scores(
     q: Tensor,
     k: Tensor,
@@ -57,6 +51,7 @@ def order_scores(
     with_paper_metric: bool = False,
     profiles: list[ProfileGeometry] | None = None,
     extra: ExtraKeys | None = None,
+    sample: RowSample | None = None,
 ) -> Tensor:
     """Scores of every candidate order on one attention map.
 
@@ -70,6 +65,7 @@ def order_scores(
         profiles: geometry of each order for its sampled query blocks; None ranks blocks by the
             map's own mass.
         extra: keys beside the grid, computed exactly in the reference and in every estimate.
+        sample: the rows to look at, those of `RowSample.of` when None.
 
     Returns:
         float32 [O, SCORE_COLUMNS] on the device of q: squared error for every tail bias, energy of
@@ -77,14 +73,14 @@ def order_scores(
         several maps can be added. Mass and the paper's criteria are those of the grid alone.
     """
     reference = dense_output(q, k, v, scale, extra)
-    return torch.stack(
-        [
-            _Sample(q, k, v, reference, order, block, scale, extra).scores(
-                density, with_paper_metric, None if profiles is None else profiles[index]
-            )
-            for index, order in enumerate(permutations)
-        ]
-    )
+    rows = []
+    for index, order in enumerate(permutations):
+        looked_at = _Sample(q, k, v, reference, order, block, scale, extra, sample)
+        row = looked_at.scores(density, None if profiles is None else profiles[index])
+        if with_paper_metric:
+            row[SPARSE : INCOHERENCE + 1] = paper_criteria(q, k, order, block, scale)
+        rows.append(row)
+    return torch.stack(rows)
 
 
 def error_curves(
@@ -123,16 +119,15 @@ def error_curves(
 
 
 class _Rows(NamedTuple):
-    block_sums: Tensor  # [n * bq, KVb] sum of p over each block, relative to the grid's maximum
-    tail: Tensor  # [n * bq, KVb] weight of each block's pooled key
+    block_sums: Tensor  # [n * r, KVb] sum of p over each block, relative to the grid's maximum
+    tail: Tensor  # [n * r, KVb] weight of each block's pooled key
     mass: Tensor  # [n, KVb] block mass
-    paper: Tensor  # [2] the paper's two criteria
-    tile: Tensor | None  # [n * bq, columns] of p, where one tile holds all rows
-    extra: ExtraPart | None  # of all n * bq rows
+    tile: Tensor | None  # [n * r, columns] of p, where one tile holds all rows
+    extra: ExtraPart | None  # of all n * r rows
 
 
 class _Sample:
-    """The sampled query blocks of one head in one order."""
+    """The sampled query rows of one head in one order."""
 
     def __init__(
         self,
@@ -144,73 +139,58 @@ class _Sample:
         block: tuple[int, int],
         scale: float,
         extra: ExtraKeys | None,
+        sample: RowSample | None = None,
     ) -> None:
         self.tokens, self.block, self.scale, self.extra = q.shape[0], block, scale, extra
         query_blocks, self.key_blocks = (block_count(self.tokens, side) for side in block)
-        self.blocks = sampled_blocks(query_blocks).to(q.device)
-        positions = self.blocks[:, None] * block[0] + torch.arange(block[0], device=q.device)
-        self.valid = (positions < self.tokens).float()  # [n, bq]
-        tokens = order[positions.clamp(max=self.tokens - 1).view(-1)]
-        self.rows = matmul_operand(q[tokens])  # [n * bq, D]
+        sample = sample or RowSample.of(self.tokens, block[0], q.device)
+        self.valid, self.of_block = sample.valid, sample.rows_of_block
+        tokens = order[sample.positions.view(-1)]
+        self.rows = matmul_operand(q[tokens])  # [n * r, D]
         self.reference = reference[tokens]
         self.keys = pad_tokens(matmul_operand(k[order]), block[1])
         self.values = pad_tokens(v[order].float(), block[1])
         self.pooled_keys = pool_tokens(k[order], block[1])
         self.pooled_values = pool_tokens(v[order], block[1])
         columns = self.keys.shape[0] + (0 if extra is None else extra.keys.shape[0])
-        self.step = rows_per_tile(columns, block[0], q.device)
-        self.forced = diagonal(query_blocks, self.key_blocks, block).to(q.device)[self.blocks]
+        self.step = rows_per_tile(columns, self.of_block, q.device)
+        self.forced = diagonal(query_blocks, self.key_blocks, block).to(q.device)[sample.blocks]
 
-    def scores(
-        self, density: float, with_paper_metric: bool, profile: ProfileGeometry | None
-    ) -> Tensor:
-        rows = self._rows(with_paper_metric)
+    def scores(self, density: float, profile: ProfileGeometry | None) -> Tensor:
+        rows = self._rows()
         kept = self._kept(rows.mass, (density,), profile)
         errors = self._errors(rows, kept)[0]
         valid_rows = self.valid.sum(1)
         retained = ((rows.mass * kept[0]).sum(1) * valid_rows).sum() / valid_rows.sum()
-        one = torch.ones(1, device=self.rows.device)
-        return torch.cat([errors, self._energy()[None], retained[None], rows.paper, one])
+        paper, one = torch.zeros(2, device=self.rows.device), torch.ones(1, device=self.rows.device)
+        return torch.cat([errors, self._energy()[None], retained[None], paper, one])
 
     def curve(self, densities: tuple[float, ...], profile: ProfileGeometry) -> Tensor:
-        rows = self._rows(with_paper_metric=False)
+        rows = self._rows()
         errors = self._errors(rows, self._kept(rows.mass, densities, profile))
         return torch.cat([errors, self._energy().expand(len(densities), 1)], 1)
 
     def _energy(self) -> Tensor:
         return (self.reference.square() * self.valid.view(-1, 1)).sum()
 
-    def _rows(self, with_paper_metric: bool) -> _Rows:
+    def _rows(self) -> _Rows:
         """One pass over the sampled rows: what blocks, pooled keys and extra keys weigh."""
-        valid_rows = self.valid.sum(1)
         starts = range(0, len(self.rows), self.step)
         sums, tails, extras, tile = [], [], [], None
-        paper = torch.zeros(2, device=self.rows.device)
         for start in starts:
             tile, top = self._tile(start)
-            in_blocks = tile.view(len(tile), self.key_blocks, self.block[1]).sum(2)
-            sums.append(in_blocks)
+            sums.append(tile.view(len(tile), self.key_blocks, self.block[1]).sum(2))
             tails.append(self._tail(start, top))
             if self.extra is not None:
                 queries = self.rows[start : start + self.step]
                 extras.append(self.extra.part(queries, top, self.scale))
-            if with_paper_metric:
-                part = slice(start // self.block[0], (start + len(tile)) // self.block[0])
-                weight = self.valid[part].reshape(-1, 1) / in_blocks.sum(1, keepdim=True)
-                paper += paper_statistics(
-                    (tile * weight).unflatten(0, (-1, self.block[0])),
-                    valid_rows[part],
-                    self.tokens,
-                    self.block[1],
-                )
-        block_sums, tail = torch.cat(sums), torch.cat(tails)  # [n * bq, KVb]
+        block_sums, tail = torch.cat(sums), torch.cat(tails)  # [n * r, KVb]
         weight = self.valid.view(-1, 1) / block_sums.sum(1, keepdim=True)
-        mass = (block_sums * weight).unflatten(0, (-1, self.block[0])).sum(1)
+        mass = (block_sums * weight).unflatten(0, (-1, self.of_block)).sum(1)
         return _Rows(
             block_sums,
             tail,
-            mass / valid_rows[:, None],
-            paper / (len(self.blocks) * self.key_blocks),
+            mass / self.valid.sum(1)[:, None],
             tile if len(starts) == 1 else None,
             ExtraPart(*map(torch.cat, zip(*extras, strict=True))) if extras else None,
         )
@@ -246,8 +226,8 @@ class _Sample:
 
     def _tile_errors(self, start: int, tile: Tensor, kept: Tensor, rows: _Rows) -> Tensor:
         part = slice(start, start + len(tile))
-        blocks = slice(part.start // self.block[0], part.stop // self.block[0])
-        computed = kept[blocks].repeat_interleave(self.block[0], 0).float()  # [R, KVb]
+        blocks = slice(part.start // self.of_block, part.stop // self.of_block)
+        computed = kept[blocks].repeat_interleave(self.of_block, 0).float()  # [R, KVb]
         masked = tile.view(len(tile), self.key_blocks, self.block[1]) * computed[:, :, None]
         skipped = rows.tail[part] * (1 - computed)
         valid = self.valid.view(-1, 1)[part]

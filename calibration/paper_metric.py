@@ -12,10 +12,46 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .block_layout import valid_tokens
+from ..kernels.attention_rows import (
+    exponentials_,
+    matmul_operand,
+    rows_per_tile,
+    scaled_logits,
+)
+from .block_layout import block_count, pad_tokens, valid_tokens
+from .row_sample import RowSample
 
 EPSILON_TIMES_TOKENS = 1e-3 * 17550
 SPARSE_SHARE = 0.9
+
+
+def paper_criteria(
+    q: Tensor, k: Tensor, order: Tensor, block: tuple[int, int], scale: float
+) -> Tensor:
+    """(M_sparse, M_quant) of one head in one order, from some of its query blocks.
+
+    Args:
+        q, k: [V, D] of one head's grid tokens in the model's order.
+        order: int64 [V], on the device of q.
+        block: (query, key) tokens of a block.
+        scale: softmax scale.
+
+    Returns:
+        float32 [2].
+    """
+    tokens = q.shape[0]
+    sample = RowSample.of(tokens, block[0], q.device, whole=True)
+    rows = matmul_operand(q[order[sample.positions.view(-1)]])
+    keys = pad_tokens(matmul_operand(k[order]), block[1])
+    step = rows_per_tile(keys.shape[0], block[0], q.device)
+    sums = torch.zeros(2, device=q.device)
+    for start in range(0, len(rows), step):
+        tile, _ = exponentials_(scaled_logits(rows[start : start + step], keys, scale), tokens)
+        part = slice(start // block[0], start // block[0] + len(tile) // block[0])
+        tile *= sample.valid[part].reshape(-1, 1) / tile.sum(1, keepdim=True)
+        in_blocks = tile.unflatten(0, (-1, block[0]))
+        sums += paper_statistics(in_blocks, sample.valid[part].sum(1), tokens, block[1])
+    return sums / (len(sample.blocks) * block_count(tokens, block[1]))
 
 
 def paper_statistics(p: Tensor, rows: Tensor, tokens: int, key_block: int) -> Tensor:

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..kernels import unavailable_reason
+from ..kernels.profile_api import Axes, Runs, masses_of_profiles, spread_values
 from .device_copy import to_device
 from .offset_profile import OffsetBins, RunCentres
 from .token_grid import TokenGrid
@@ -57,9 +59,14 @@ class ProfileGeometry:
             to_device(torch.tensor(positions, dtype=torch.float32), torch.device(device))
             for positions in bins.axes
         ]
+        # The kernels find the corners on the fly; only tests may want them interpreted.
+        self._by_kernel = (
+            self._axes[0].device.type == "cuda" and unavailable_reason(self._axes[0].device) is None
+        )
         self._rows = max(1, _PAIRS_AT_ONCE // self.key_blocks)
         corners = self.query_blocks * self.key_blocks * 8 * self.runs**2
-        self._cache = list(self._tiles()) if corners <= _CACHED_CORNERS else None
+        keep = corners <= _CACHED_CORNERS and not self._by_kernel
+        self._cache = list(self._tiles()) if keep else None
         self._reached: Tensor | None = None
 
     def evaluate(self, profiles: Tensor) -> Tensor:
@@ -71,6 +78,8 @@ class ProfileGeometry:
         Returns:
             float32 [N, Qb, KVb], rows sum to 1.
         """
+        if self._by_kernel:
+            return _normalised(masses_of_profiles(profiles, *self._places))
         flat = profiles.reshape(len(profiles), -1)
         mass = flat.new_zeros(len(flat), self.query_blocks, self.key_blocks)
         for rows, index, weight in self._walk():
@@ -131,7 +140,16 @@ class ProfileGeometry:
         means = self._scatter(values) / self._touch.clamp_min(1e-20)
         return means.view(len(values), *self.bins.shape)
 
+    @property
+    def _places(self) -> tuple[Runs, Runs, Axes]:
+        """Where runs and bins lie, for the kernels."""
+        frames, height, width = self._axes
+        queries, keys = ((runs.centre, runs.tokens) for runs in (self.queries, self.keys))
+        return queries, keys, (frames, height, width)
+
     def _scatter(self, values: Tensor) -> Tensor:
+        if self._by_kernel:
+            return spread_values(values, *self._places)
         size = self.bins.shape[0] * self.bins.shape[1] * self.bins.shape[2]
         sums = values.new_zeros(len(values), size)
         for rows, index, weight in self._walk():

@@ -21,9 +21,10 @@ from .joint_sequence import JointLayout
 from .mass_store import BlockPooling, MassStore, pool_factor
 from .noise_bands import NoiseBands, checked_schedule
 from .order_choice import CHOICES, OrderContest
-from .order_scores import error_curves, order_scores
+from .order_scores import ERROR_DENSITIES, error_curves, order_scores
 from .plan import ModelIdentity, Plan
 from .plan_builder import Findings, build_plan
+from .sampled_maps import map_errors, maps_are_served, scores_of_heads
 from .token_grid import TokenGrid
 from .token_order import candidate_orders
 
@@ -251,17 +252,23 @@ class Recorder:
         orders, device = self._orders, call.q.device
         permutations = [orders.permutation(name, device) for name in self.all_candidates]
         profiles = [orders.geometry(name, device, sampled=True) for name in self.all_candidates]
+        scale = self.head_dim**-0.5
+        if self.choice != "paper_metric" and maps_are_served(call.q):
+            stacked = torch.stack(permutations).int()
+            scores = scores_of_heads(
+                call, stacked, profiles.__getitem__, self.block, self.density, scale
+            )
+            self._contest.add(layer, scores)
+            return
         rows = []
         for head in range(self.heads):
             scores = [
                 order_scores(
-                    call.q[entry, head],
-                    call.k[entry, head],
-                    call.v[entry, head],
+                    *call.inputs_of(entry, head),
                     permutations,
                     self.block,
                     self.density,
-                    self.head_dim**-0.5,
+                    scale,
                     with_paper_metric=self.choice == "paper_metric",
                     profiles=profiles,
                     extra=call.extra(entry, head),
@@ -278,24 +285,51 @@ class Recorder:
             for names in chosen
         ]
         for head, masses in block_mass(call.q, call.k, permutations, self.block):
-            keys = [(layer, band, head, name) for name in chosen[head]]
-            for key, mass in zip(keys, masses, strict=True):
-                profile = self._orders.geometry(key[3], device).fit(mass[None])[0]
-                self._store.add(key, mass, profile)
-            profiles = [self._orders.geometry(name, device, sampled=True) for name in chosen[head]]
-            for entry in range(call.q.shape[0]):
-                errors = error_curves(
-                    call.q[entry, head],
-                    call.k[entry, head],
-                    call.v[entry, head],
-                    list(permutations[head]),
+            for name, mass in zip(chosen[head], masses, strict=True):
+                profile = self._orders.geometry(name, device).fit(mass[None])[0]
+                self._store.add((layer, band, head, name), mass, profile)
+        for entry in range(call.q.shape[0]):
+            for head, errors in enumerate(self._error_curves(call, entry, chosen)):
+                for name, of_order in zip(chosen[head], errors, strict=True):
+                    self._store.add_errors((layer, band, head, name), of_order)
+
+    def _error_curves(
+        self, call: RecordedCall, entry: int, chosen: list[list[str]]
+    ) -> list[Tensor]:
+        """Of every head: [orders, densities, biases + 1] in its chosen orders, see error_curves."""
+        orders, device, scale = self._orders, call.q.device, self.head_dim**-0.5
+        if not maps_are_served(call.q):
+            return [
+                error_curves(
+                    *call.inputs_of(entry, head),
+                    [orders.permutation(name, device) for name in names],
                     self.block,
-                    self.head_dim**-0.5,
-                    profiles,
+                    scale,
+                    [orders.geometry(name, device, sampled=True) for name in names],
                     extra=call.extra(entry, head),
                 )
-                for key, of_order in zip(keys, errors, strict=True):
-                    self._store.add_errors(key, of_order)
+                for head, names in enumerate(chosen)
+            ]
+        distinct = list(dict.fromkeys(name for names in chosen for name in names))
+        maps = [
+            (head, order)
+            for order, name in enumerate(distinct)
+            for head, names in enumerate(chosen)
+            if name in names
+        ]
+        curves = map_errors(
+            call,
+            entry,
+            maps,
+            torch.stack([orders.permutation(name, device) for name in distinct]).int(),
+            lambda order: orders.geometry(distinct[order], device, sampled=True),
+            self.block,
+            ERROR_DENSITIES,
+            scale,
+        ).curves()
+        place = {(head, distinct[order]): n for n, (head, order) in enumerate(maps)}
+        curves = curves.cpu()
+        return [curves[[place[head, name] for name in names]] for head, names in enumerate(chosen)]
 
     def snapshot(self) -> dict[str, Tensor]:
         """What the runs so far have given, as tensors, for `restore`; large ones are not copied.

@@ -49,7 +49,7 @@ def block_mass_of(
         ValueError, TypeError: arguments of the wrong shape, dtype, device or value.
         RuntimeError: for ``implementation="triton"`` where the kernel cannot serve the inputs.
     """
-    batch, heads, tokens, head_dim = checked_heads(q, k)
+    _, heads, tokens, head_dim = checked_heads(q, k)
     if len(block) != 2 or any(side not in BLOCK_SIZES for side in block):
         raise ValueError(f"block must be two of {BLOCK_SIZES} (query, key tokens), got {block}")
     if permutation.ndim != 2 or permutation.shape[1] != tokens or permutation.dtype != torch.int32:

@@ -55,7 +55,9 @@ def select_mass_launch(width: int, device: torch.device) -> MassLaunch:
     roomy = capability in ((8, 0), (9, 0), (10, 0))
     if width > 128:
         return MassLaunch(64, 8, 2 if roomy else 1, 1)
-    return MassLaunch(64, 4, 3 if roomy else 2, 2)
+    # Only Hopper's matrix instructions leave four warps the registers for 128 channels.
+    warps = 4 if capability[0] == 9 or width <= 64 else 8
+    return MassLaunch(64, warps, 3 if roomy else 2, 2)
 
 
 @triton.jit(do_not_specialize=("S", "rows", "blocks"))
@@ -89,7 +91,9 @@ def gather_kernel(
 
 
 @triton.jit
-def block_logsumexp(q, keys, first, end, scale_log2, D: tl.constexpr, BN: tl.constexpr, RAGGED: tl.constexpr):  # fmt: skip
+def block_logsumexp(
+    q, keys, first, end, scale_log2, D: tl.constexpr, BN: tl.constexpr, RAGGED: tl.constexpr
+):  # fmt: skip
     """Base-2 log-sum-exp of each row over BN keys from ``first`` on; RAGGED: those before end."""
     n = first + tl.arange(0, BN)
     d = tl.arange(0, D)
@@ -161,14 +165,14 @@ def block_mass_kernel(
         share = weight / tl.maximum(size, 1.0)
         out = mass + n * query_blocks * key_blocks + query_block[None, :] * key_blocks
         for begin in tl.range(0, key_blocks, PART, num_stages=1):
-            block = begin + tl.arange(0, PART)
-            exists = block < key_blocks
+            column = begin + tl.arange(0, PART)
+            exists = column < key_blocks
             note = tl.load(
-                notes + block[:, None] * BM + r[None, :], mask=exists[:, None], other=float("-inf")
+                notes + column[:, None] * BM + r[None, :], mask=exists[:, None], other=float("-inf")
             )
             p = tl.exp2(note - total[None, :]).reshape([PART, BM // QUERY_BLOCK, QUERY_BLOCK])
             summed = tl.sum(p, 2) * share[None, :]
-            at = out + block[:, None]
+            at = out + column[:, None]
             stored = exists[:, None] & (query_block < query_blocks)[None, :]
             if ADD:
                 summed += tl.load(at, mask=stored, other=0.0)
@@ -253,7 +257,7 @@ def kernel_block_mass(
     q: Tensor, k: Tensor, permutation: Tensor, block: tuple[int, int], head_of_map: Tensor,
     order_of_map: Tensor, scale: float, launch: MassLaunch | None = None,
 ) -> Tensor:  # fmt: skip
-    """Block mass; arguments as ``kernels.block_mass_of`` resolves them, ``launch`` to try others."""
+    """Block mass; arguments as ``kernels.block_mass_of`` resolves them."""
     q, k = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k))
     batch, _, tokens, head_dim = q.shape
     shape = (len(head_of_map), *(triton.cdiv(tokens, side) for side in block))

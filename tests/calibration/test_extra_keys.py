@@ -23,9 +23,9 @@ from paro_attention.calibration.order_scores import (
     SPARSE,
     error_curves,
     order_scores,
-    sampled_blocks,
 )
 from paro_attention.calibration.profile_geometry import ProfileGeometry
+from paro_attention.calibration.row_sample import sampled_blocks
 from paro_attention.calibration.tail_bias import TAIL_BIASES
 from paro_attention.calibration.token_order import grid_permutation
 

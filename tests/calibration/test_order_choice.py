@@ -13,9 +13,9 @@ from paro_attention.calibration.order_scores import (
     SCORE_COLUMNS,
     SPARSE,
     order_scores,
-    sampled_blocks,
 )
 from paro_attention.calibration.paper_metric import paper_score
+from paro_attention.calibration.row_sample import sampled_blocks
 from paro_attention.calibration.tail_bias import TAIL_BIASES
 from paro_attention.calibration.token_grid import TokenGrid
 from paro_attention.calibration.token_order import candidate_orders, grid_permutation
