@@ -30,15 +30,17 @@ PICTURES = (
 )
 AVOID = "blurry, low quality, static, watermark, distorted"
 FIRST_TIME = """### First time
-**Calibrate PARO** looks at your model once and writes a plan to `models/paro`; then this workflow
-samples with it.
+Choose your model files and press **Run**. **Calibrate PARO** samples its prompts once without
+PARO, which takes as long as that many runs, and writes a plan to *models/paro*. Then this workflow
+samples with the plan.
 
 ### From then on
-Select **Calibrate PARO** and press **Ctrl+M** to mute it. *Load PARO* then takes the plan file that
-fits the model (`auto`), also after a restart.
+Select **Calibrate PARO** and press **Ctrl+M** to mute it. **Load PARO** then finds the plan file of
+your model by itself (**auto**), also after a restart.
 
 ### The slider
-**density** on *Load PARO*: 0.5 stays closest, 0.3 is a good middle, 0.2 is fast.
+**density** on **Load PARO** is the share of the attention that is computed: 0.5 stays closest
+to the model without PARO, 0.3 is a good middle, 0.2 is fast.
 """
 
 
@@ -111,7 +113,7 @@ def _one_model(
     """Load, encode, calibrate, sample, decode: one model, one plan."""
     graph = Graph(info, title)
     model, clip, vae = loader(graph)
-    graph.note(FIRST_TIME + note, 0, width=350, height=380)
+    graph.note(FIRST_TIME + note, 0, width=350, height=440)
     positive, other = _texts(graph, clip, 1, negative)
     if guidance is not None:
         guided = graph.add("FluxGuidance", 1, box=380, conditioning=positive, guidance=guidance)
@@ -198,8 +200,8 @@ def flux(info: dict[str, Any]) -> Graph:
         latent=("EmptySD3LatentImage", {"width": 1536, "height": 1536}),
         sampling=_settings(20, 1.0, "euler", "simple"), negative=None, guidance=3.5, fps=0,
         prompts=PICTURES,
-        note="\nPictures have few tokens: below 1024 x 1024 they stay dense (`min_tokens`), and "
-        "the gain is small.\n",
+        note="\nPictures have few tokens: below 1024 x 1024 they run without PARO "
+        "(**min_tokens**), and the gain is small.\n",
     )  # fmt: skip
 
 
@@ -263,13 +265,16 @@ def ltxv(info: dict[str, Any]) -> Graph:
     return graph
 
 
+MUTE = "Select **Calibrate PARO** and press **Ctrl+M** to mute it."
+MUTE_BOTH = "Select both **Calibrate PARO** nodes and press **Ctrl+M** to mute them."
 EXPERTS = """### Two experts, two plans
 Wan 2.2 samples the noisy steps with one model and the others with a second one. Each has attention
-of its own, so each is calibrated and gets its own *Load PARO*.
+of its own, so each is calibrated and gets its own **Load PARO**.
 
-The step at which they change (10 of 20) stands in both *Calibrate PARO* and both samplers.
+The step at which they change (10 of 20) stands in both **Calibrate PARO** nodes (among the advanced
+inputs) and in both samplers: change it in all four.
 
-`warmup` counts on the first expert alone; the second continues its run.
+**warmup** counts on the first expert alone; the second continues its run.
 """
 
 
@@ -278,7 +283,7 @@ def _two_experts(info: dict[str, Any], title: str, name: str, files: str, *, ima
     models = []
     for part in ("high", "low"):
         loaded = graph.add(
-            "UNETLoader", 0, box=380, title=f"{part}-noise expert",
+            "UNETLoader", 0, box=380, title=f"Model, {part}-noise expert",
             unet_name=f"{files}_{part}_noise_14B_fp8_scaled.safetensors",
         )  # fmt: skip
         models.append(
@@ -286,8 +291,7 @@ def _two_experts(info: dict[str, Any], title: str, name: str, files: str, *, ima
         )
     clip = graph.add("CLIPLoader", 0, box=380, **UMT5)
     vae = graph.add("VAELoader", 0, box=380, vae_name=WAN_VAE)["VAE"]
-    graph.note(FIRST_TIME.replace("**Calibrate PARO** and", "both **Calibrate PARO** and"), 0,
-               width=380, height=380)  # fmt: skip
+    graph.note(FIRST_TIME.replace(MUTE, MUTE_BOTH), 0, width=380, height=440)  # fmt: skip
     positive, negative = _texts(graph, clip, 1)
     size = {"width": 832, "height": 480, "length": 81}
     if image:
@@ -305,19 +309,26 @@ def _two_experts(info: dict[str, Any], title: str, name: str, files: str, *, ima
         "latent": latent, "positive": positive, "negative": negative, "clip": clip["CLIP"],
         **_settings(20, 3.5, "euler", "simple"),
     }  # fmt: skip
-    high = _calibrate(graph, 2, f"{name}-high", model=models[0], end_at_step=10, **shared)
+    high = _calibrate(
+        graph, 2, f"{name}-high", title="Calibrate PARO, high-noise expert", model=models[0],
+        end_at_step=10, **shared,
+    )  # fmt: skip
     low = _calibrate(
-        graph, 2, f"{name}-low", model=models[1], earlier_model=models[0], start_at_step=10,
-        **shared,
+        graph, 2, f"{name}-low", title="Calibrate PARO, low-noise expert", model=models[1],
+        earlier_model=models[0], start_at_step=10, **shared,
     )  # fmt: skip
     del shared["latent"], shared["clip"]
-    loads = [_load(graph, 3, model, c) for model, c in zip(models, (high, low), strict=True)]
+    loads = [
+        _load(graph, 3, model, c, title=f"Load PARO, {part}-noise expert")
+        for model, c, part in zip(models, (high, low), ("high", "low"), strict=True)
+    ]
     first = graph.add(
-        "KSamplerAdvanced", 4, title="noisy steps", model=loads[0]["model"], latent_image=latent,
-        start_at_step=0, end_at_step=10, return_with_leftover_noise="enable", **shared,
+        "KSamplerAdvanced", 4, title="KSampler, noisy steps", model=loads[0]["model"],
+        latent_image=latent, start_at_step=0, end_at_step=10, return_with_leftover_noise="enable",
+        **shared,
     )  # fmt: skip
     second = graph.add(
-        "KSamplerAdvanced", 4, title="the other steps", model=loads[1]["model"],
+        "KSamplerAdvanced", 4, title="KSampler, the other steps", model=loads[1]["model"],
         latent_image=first["LATENT"], add_noise="disable", start_at_step=10, end_at_step=10000,
         **shared,
     )  # fmt: skip
@@ -370,7 +381,7 @@ empty latent of the size that you sample at.
 
 - **prompts**: two to four, one a line, of the kind that you make.
 - **steps, cfg, sampler, scheduler**: as you sample.
-- **name**: the plan becomes `models/paro/<name>.safetensors`.
+- **name**: the plan is written to *models/paro* under this name.
 
 Everything else is fine as it is. The plan serves every density, seed, prompt, resolution and step
 count of this model.
@@ -398,7 +409,7 @@ def record(info: dict[str, Any]) -> Graph:
         """### A plan while you work
 Queue this as often as **runs** says, each time with another prompt (the seed changes by itself).
 The pictures are those that you would get anyway. **Record PARO** says which run it has recorded,
-and after the last one writes `models/paro/<name>.safetensors`.
+and after the last one writes the plan to *models/paro*.
 
 Then put **Load PARO** in place of **Record PARO**.
 
@@ -439,7 +450,7 @@ def report(info: dict[str, Any]) -> Graph:
 - **maps**: attention before and after reordering
 - **masks**: the blocks that are computed at this density
 - **curves**: how much attention they hold
-- **table**: every layer; the ones to name in `dense_layers` first are marked
+- **table**: every layer; the ones to name in **dense_layers** first are marked
 
 To look at plans that you have, delete the two other nodes.
 """,
@@ -472,7 +483,7 @@ A difference is not a fault: another seed changes far more. Look whether the sec
 """,
         0, height=300,
     )  # fmt: skip
-    models = [("dense", demo["model"])]
+    models = [("full attention", demo["model"])]
     for density in (0.5, 0.2):
         load = _load(
             graph, 2, demo["model"], calibrate, density=density, min_tokens=0, plan="none",
@@ -482,7 +493,7 @@ A difference is not a fault: another seed changes far more. Look whether the sec
     decoded = []
     for title, model in models:
         sampled = graph.add(
-            "KSampler", 3, title=title, model=model, positive=demo["positive"],
+            "KSampler", 3, title=f"KSampler, {title}", model=model, positive=demo["positive"],
             negative=demo["negative"], latent_image=demo["latent"], **DEMO,
         )  # fmt: skip
         decoded.append(
@@ -490,8 +501,8 @@ A difference is not a fault: another seed changes far more. Look whether the sec
         )
     for (title, _), images in list(zip(models, decoded, strict=True))[1:]:
         graph.add(
-            "ParoCompare", 5, title=f"dense and {title}", images_a=decoded[0], images_b=images,
-            box=560, extra_height=330,
+            "ParoCompare", 5, title=f"PARO Compare: full attention and {title}",
+            images_a=decoded[0], images_b=images, box=560, extra_height=330,
         )  # fmt: skip
     graph.group("1  Model and plan", 0, 1)
     graph.group("2  Three runs", 2, 3, 4)
