@@ -94,52 +94,52 @@ def int4_prepass_kernel(
 
     if role == 0:
         Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
-        x = tl.load(Q + token[:, None] * q_stride_s + d[None, :], mask=mask, other=0.0)
-        x = rotate(x.to(tl.float32), hadamard, ROWS, D)
-        step = tl.maximum(tl.max(tl.abs(x), 1), 1e-12) * (1.0 / 7.0)
-        tl.store(q_scale + batch_head * rows_padded + position, step)
-        words = words_of(round_to_int(x * (1.0 / step)[:, None]), ROWS, D)
-        line = (position // 16 * (D // 64))[:, None] + (word // 8)[None, :]
+        q_x = tl.load(Q + token[:, None] * q_stride_s + d[None, :], mask=mask, other=0.0)
+        q_x = rotate(q_x.to(tl.float32), hadamard, ROWS, D)
+        q_step = tl.maximum(tl.max(tl.abs(q_x), 1), 1e-12) * (1.0 / 7.0)
+        tl.store(q_scale + batch_head * rows_padded + position, q_step)
+        q_words = words_of(round_to_int(q_x * (1.0 / q_step)[:, None]), ROWS, D)
+        q_line = (position // 16 * (D // 64))[:, None] + (word // 8)[None, :]
         lane = (position % 8 * 4)[:, None] + (word % 4)[None, :]
-        place = (position % 16 // 8)[:, None] + (word % 8 // 4 * 2)[None, :]
+        q_place = (position % 16 // 8)[:, None] + (word % 8 // 4 * 2)[None, :]
         q4 += batch_head * rows_padded * (D // 8)
-        tl.store(q4 + line * 128 + lane * 4 + place, words)
+        tl.store(q4 + q_line * 128 + lane * 4 + q_place, q_words)
     elif role == 1:
         K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
-        x = tl.load(K + token[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
-        x = x.to(tl.float32) - tl.load(k_mean + batch_head * D + d)[None, :]
-        x = tl.where(valid[:, None], x, 0.0)
-        mean = (tl.sum(x, 0) / size).to(K.dtype.element_ty)
-        tl.store(pooled_k + stored * D + d, mean)
-        x = tl.where(valid[:, None], x - mean.to(tl.float32)[None, :], 0.0)
-        x = rotate(x, hadamard, ROWS, D)
-        step = tl.maximum(tl.max(tl.abs(x), 1), 1e-12) * (1.0 / 7.0)
-        words = words_of(round_to_int(x * (1.0 / step)[:, None]), ROWS, D)
-        place = place_in_b(n[:, None], word[None, :], D // 64)
-        tl.store(k4 + stored * (ROWS * D // 8) + place, words)
+        k_x = tl.load(K + token[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
+        k_x = k_x.to(tl.float32) - tl.load(k_mean + batch_head * D + d)[None, :]
+        k_x = tl.where(valid[:, None], k_x, 0.0)
+        block_mean = (tl.sum(k_x, 0) / size).to(K.dtype.element_ty)
+        tl.store(pooled_k + stored * D + d, block_mean)
+        k_x = tl.where(valid[:, None], k_x - block_mean.to(tl.float32)[None, :], 0.0)
+        k_x = rotate(k_x, hadamard, ROWS, D)
+        k_step = tl.maximum(tl.max(tl.abs(k_x), 1), 1e-12) * (1.0 / 7.0)
+        k_words = words_of(round_to_int(k_x * (1.0 / k_step)[:, None]), ROWS, D)
+        k_place = place_in_b(n[:, None], word[None, :], D // 64)
+        tl.store(k4 + stored * (ROWS * D // 8) + k_place, k_words)
         # 22 bits: times the 1.5 * 2**23 at which the kernel's sums start, a scale is exact then.
-        step = ((step.to(tl.int32, bitcast=True) + 2) & -4).to(tl.float32, bitcast=True)
-        tl.store(record + token_of_position(n, True), step)
+        k_step = ((k_step.to(tl.int32, bitcast=True) + 2) & -4).to(tl.float32, bitcast=True)
+        tl.store(record + token_of_position(n, True), k_step)
     else:
         V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
-        x = tl.load(V + token[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
-        x = x.to(tl.float32)
-        mean = (tl.sum(x, 0) / size).to(V.dtype.element_ty)
-        tl.store(pooled_v + stored * D + d, mean)
-        x = tl.where(valid[:, None], x - mean.to(tl.float32)[None, :], 0.0)
-        low = tl.min(x, 0)
-        step = tl.maximum((tl.max(x, 0) - low) * (1.0 / 15.0), 1e-12)
+        v_x = tl.load(V + token[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
+        v_x = v_x.to(tl.float32)
+        v_mean = (tl.sum(v_x, 0) / size).to(V.dtype.element_ty)
+        tl.store(pooled_v + stored * D + d, v_mean)
+        v_x = tl.where(valid[:, None], v_x - v_mean.to(tl.float32)[None, :], 0.0)
+        low = tl.min(v_x, 0)
+        v_step = tl.maximum((tl.max(v_x, 0) - low) * (1.0 / 15.0), 1e-12)
         column = record + token_of_position(d, True)
-        tl.store(column + WIDTH, step * (2.0**100))
+        tl.store(column + WIDTH, v_step * (2.0**100))
         tl.store(column + 2 * WIDTH, low)
-        tl.store(column + 3 * WIDTH, mean.to(tl.float32))
-        levels = round_to_int((x - low[None, :]) * (1.0 / step)[None, :])
+        tl.store(column + 3 * WIDTH, v_mean.to(tl.float32))
+        levels = round_to_int((v_x - low[None, :]) * (1.0 / v_step)[None, :])
         # The order of ``key_of_k``: [step, upper, tile, t, c, d] to [step, upper, t, d, tile, c].
         levels = levels.reshape([ROWS // 64, 2, 4, 4, 2, D]).permute([0, 1, 3, 5, 2, 4])
-        words = words_of(levels.reshape([ROWS // 8 * D, 8]), ROWS // 8 * D, 8)
+        v_words = words_of(levels.reshape([ROWS // 8 * D, 8]), ROWS // 8 * D, 8)
         line = tl.arange(0, ROWS // 8)
-        place = place_in_b(d[None, :], line[:, None], ROWS // 64)
-        tl.store(v4 + stored * (ROWS * D // 8) + place, words.reshape([ROWS // 8, D]))
+        v_place = place_in_b(d[None, :], line[:, None], ROWS // 64)
+        tl.store(v4 + stored * (ROWS * D // 8) + v_place, v_words.reshape([ROWS // 8, D]))
 
 
 def prepare_int4(
