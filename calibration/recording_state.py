@@ -161,7 +161,7 @@ def describe(recorder: Recorder) -> dict[str, Any]:
         "alpha": recorder.alpha,
         "density": recorder.density,
         "prompts": recorder.prompts,
-        "version": _code(),
+        "pack version": _code(),
     }
     return json.loads(json.dumps(settings))
 
