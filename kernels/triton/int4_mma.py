@@ -91,7 +91,7 @@ def multiply(
     """START + A @ B: int32 [16 * WARPS, 8 * TILES] in ``matrix_layout``. TYPE: "s4" or "u4"."""
     start = gl.full([TILES, WARPS, 8, 4], START, gl.int32, words_layout(WARPS))
     c = (start, start, start, start)
-    for step in gl.static_range(STEPS):
+    for step in gl.static_range(STEPS):  # pyright: ignore[reportGeneralTypeIssues]
         c = gl.inline_asm_elementwise(
             f"mma.sync.aligned.m16n8k64.row.col.s32.{TYPE}.{TYPE}.s32 "
             "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$10, $11, $12, $13};",
