@@ -12,6 +12,15 @@ def padded_head_dim(head_dim: int) -> int:
     return max(MIN_PADDED_HEAD_DIM, 1 << (head_dim - 1).bit_length())
 
 
+def pooled_tile(key_block: int, head_dim: int) -> int:
+    """Pooled rows that the 8-bit tail quantises and computes together.
+
+    Narrow key blocks have many pooled rows, so that their tail takes wider tiles than they do; rows
+    of more than 128 channels leave no room for it.
+    """
+    return key_block if padded_head_dim(head_dim) > 128 else max(key_block, 128)
+
+
 @dataclass(frozen=True, slots=True)
 class PackedLayout:
     """Positions of grid and extra tokens in the kernels' order.

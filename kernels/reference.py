@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from .block_mask import BlockMask
 from .key_packing import KeyPacking, in_blocks
-from .packed_layout import padded_head_dim
+from .packed_layout import padded_head_dim, pooled_tile
 from .quantization import (
     FP8_MAX,
     FP8_P_EXPONENT,
@@ -124,12 +124,15 @@ def _attend(
     )
     # The tail is a short sequence of keys: in 8 bits where Q.K and P.V both are, else in 16.
     low_tail = qk_bits == 8 and pv_bits == 8
+    tail_tile = pooled_tile(key_block, q.shape[-1])
     exists = packing.exists(q.device)
-    logit_operands = _Logits(q, k, means_k, exists, key_block, key_blocks, qk_bits, low_tail)
+    logit_operands = _Logits(
+        q, k, means_k, exists, key_block, key_blocks, qk_bits, tail_tile if low_tail else 0
+    )
     values = _Values(v, v_scale, means_v, exists, key_block, pv_bits, fp8)
     pooled_v = means_v[..., :key_blocks, :]
     tail_values = _Values(
-        pooled_v, v_scale, pooled_v, exists, key_block, pv_bits if low_tail else 16, fp8
+        pooled_v, v_scale, pooled_v, exists, tail_tile, pv_bits if low_tail else 16, fp8
     )
 
     out = torch.empty_like(q)
@@ -183,7 +186,10 @@ def _rotated(x: Tensor) -> Tensor:
 
 
 class _Logits:
-    """Unscaled logits of a slice of rows against all packed keys, and against the pooled keys."""
+    """Unscaled logits of a slice of rows against all packed keys, and against the pooled keys.
+
+    ``tail_tile``: pooled keys that are rounded together to 8 bits; 0 keeps them in 16.
+    """
 
     def __init__(
         self,
@@ -194,7 +200,7 @@ class _Logits:
         key_block: int,
         key_blocks: int,
         bits: int,
-        low_tail: bool,
+        tail_tile: int,
     ) -> None:
         self.means = None
         self.key_block = key_block
@@ -207,8 +213,8 @@ class _Logits:
             self.q = fake_quantize(q, q_scale, -INT8_MAX, INT8_MAX) * q_scale
             self.k = _rounded_by_block(k, key_block)
             self.q_tail = self.q
-            if low_tail:
-                self.pooled_k = _rounded_by_block(self.pooled_k, key_block)
+            if tail_tile:
+                self.pooled_k = _rounded_by_block(self.pooled_k, tail_tile)
         else:
             # q.k = q.(k - block mean) + q.(block mean): the second term is exact, and it is the
             # pooled tail's own logit.

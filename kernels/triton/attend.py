@@ -9,8 +9,6 @@ from ..key_packing import HIDING_BIAS
 from .attention import attention_kernel
 from .call_plan import CallPlan, Tile, strides_of
 
-# Pooled rows of a step of the tail, in 16 bits.
-TAIL_TILE = 64
 LOG2_E = 1.4426950408889634
 
 
@@ -50,7 +48,7 @@ def attend(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
             "QK_BITS": shape.qk_bits, "PV_BITS": shape.pv_bits, "FP8": shape.fp8,
             "TAIL": shape.tail, "TMA": plan.tma, "PAIRED": plan.paired,
             "EXTRA": extra_tokens > 0, "BIASED": shape.biased, "HIDING": HIDING_BIAS,
-            "TAIL_PART": TAIL_TILE,
+            "TAIL_ROWS": plan.tail_rows,
         },
         num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
     )  # fmt: skip
@@ -60,13 +58,15 @@ def _operands(plan: CallPlan) -> tuple[str | Tile, ...]:
     """Keys and values, the grid's and the tail's: where the copy engine loads them, as tiles."""
     if not plan.tma:
         return "keys", "values", "tail_keys", "tail_values"
-    width, rows = plan.width, plan.launch.key_tile
-    key_tile = (rows, width)
-    value_tile = (rows, width) if plan.shape.pv_bits == 16 else (width, rows)
-    main = Tile("keys", key_tile), Tile("values", value_tile)
+
+    def tiles(keys: str, values: str, rows: int, packed: bool) -> tuple[Tile, Tile]:
+        of_values = (rows, width) if packed else (width, rows)
+        return Tile(keys, (rows, width)), Tile(values, of_values)
+
+    width = plan.width
+    main = tiles("keys", "values", plan.launch.key_tile, plan.shape.pv_bits == 16)
     if plan.low_tail:
-        return *main, Tile("tail_keys", key_tile), Tile("tail_values", value_tile)
+        return *main, *tiles("tail_keys", "tail_values", plan.tail_rows, False)
     if plan.shape.tail:
-        tile = (min(rows, TAIL_TILE), width)
-        return *main, Tile("pooled_k", tile), Tile("pooled_v", tile)
+        return *main, *tiles("pooled_k", "pooled_v", plan.tail_rows, True)
     return *main, "tail_keys", "tail_values"

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 
 from ..launch import LaunchConfig, select_launch
-from ..packed_layout import PackedLayout, padded_head_dim
+from ..packed_layout import PackedLayout, padded_head_dim, pooled_tile
 
 # A new prompt length is a new plan; forgetting old ones costs a look at the arguments.
 MAX_PLANS = 512
 ALIGNMENT_BYTES = 256
+# Pooled rows of one step of a tail in 16 bits.
+TAIL_ROWS_16 = 64
 
 
 class CallShape(NamedTuple):
@@ -161,6 +163,13 @@ class CallPlan:
     def low_tail(self) -> bool:
         """Whether the pooled tail is computed in 8 bits."""
         return self.shape.tail and self.shape.qk_bits == self.shape.pv_bits == 8
+
+    @property
+    def tail_rows(self) -> int:
+        """Pooled rows of one step of the tail: in 8 bits those that are quantised together."""
+        if self.low_tail:
+            return pooled_tile(self.shape.block[1], self.shape.sizes[3])
+        return min(self.launch.key_tile, TAIL_ROWS_16)
 
     @property
     def pooled(self) -> bool:

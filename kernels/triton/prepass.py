@@ -180,11 +180,12 @@ def prepared_buffers(plan: CallPlan) -> dict[str, Buffer]:
         for name in ("pooled_k", "pooled_v"):
             buffers[name] = Buffer(shape.dtype, (pairs, blocks, width))
     if plan.low_tail:
-        # The pooled rows once more in 8 bits, in tiles of the key block.
-        tiles = triton.cdiv(layout.key_blocks, block)
-        buffers["tail_keys"] = Buffer(torch.int8, (pairs, tiles * block, width))
+        # The pooled rows once more in 8 bits.
+        tile = plan.tail_rows
+        tiles = triton.cdiv(layout.key_blocks, tile)
+        buffers["tail_keys"] = Buffer(torch.int8, (pairs, tiles * tile, width))
         buffers["tail_key_scale"] = Buffer(torch.float32, (pairs, tiles))
-        buffers["tail_values"] = Buffer(v8, (pairs, tiles, width, block))
+        buffers["tail_values"] = Buffer(v8, (pairs, tiles, width, tile))
     if qk_bits < 16 or pv_bits == 8:
         buffers |= statistics_buffers(plan)
     return buffers
@@ -231,7 +232,8 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
     if plan.low_tail:
         # The grid's pooled rows are a short sequence; the same kernel quantises them.
         stride = (blocks * width, 0, width)
-        tiles = triton.cdiv(layout.key_blocks, rows)
+        tile = plan.tail_rows
+        tiles = triton.cdiv(layout.key_blocks, tile)
         plan.run(
             prepass_kernel,
             (tiles, pairs, 2),
@@ -243,14 +245,14 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
             ),
             (
                 *stride, *stride, *stride,
-                layout.key_blocks, 1, layout.key_blocks, tiles * rows, tiles * rows, tiles,
+                layout.key_blocks, 1, layout.key_blocks, tiles * tile, tiles * tile, tiles,
             ),
             {
-                "HEAD_DIM": width, "D": width, "ALIGNMENT": 1, "ROWS": rows,
+                "HEAD_DIM": width, "D": width, "ALIGNMENT": 1, "ROWS": tile,
                 "QK_BITS": 8, "PV_BITS": 8, "FP8": fp8, "POOL": False, "GATHER": False,
                 "PERMUTE_KEYS": True, "FIRST_ROLE": 1,
             },
-            num_warps=warps,
+            num_warps=8,
             launch_of="tail",
         )  # fmt: skip
 
