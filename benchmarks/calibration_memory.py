@@ -37,11 +37,18 @@ from paro_attention.calibration import (  # noqa: E402
 )
 from paro_attention.calibration.block_mass import block_mass  # noqa: E402
 from paro_attention.calibration.block_selection import forced_blocks, select_blocks  # noqa: E402
+from paro_attention.calibration.extra_keys import RecordedCall  # noqa: E402
+from paro_attention.calibration.grid_orders import GridOrders  # noqa: E402
+from paro_attention.calibration.joint_sequence import JointLayout  # noqa: E402
 from paro_attention.calibration.metrics import RECALL_DENSITIES  # noqa: E402
 from paro_attention.calibration.offset_profile import OffsetBins  # noqa: E402
 from paro_attention.calibration.order_scores import ERROR_DENSITIES, order_scores  # noqa: E402
 from paro_attention.calibration.predicted_mass import MassPredictor  # noqa: E402
 from paro_attention.calibration.profile_geometry import ProfileGeometry  # noqa: E402
+from paro_attention.calibration.sampled_maps import (  # noqa: E402
+    maps_are_served,
+    scores_of_heads,
+)
 from paro_attention.calibration.token_order import (  # noqa: E402
     candidate_orders,
     grid_permutation,
@@ -125,6 +132,22 @@ def stream_mass(q: Tensor, k: Tensor, permutation: Tensor, block: tuple[int, int
         pass
 
 
+def score_layer(
+    q: Tensor, k: Tensor, v: Tensor, grid: TokenGrid, block: tuple[int, int]
+) -> dict[str, float]:
+    """All candidate orders of all heads, as the recorder scores them on a GPU."""
+    orders, device = GridOrders(grid, block), q.device
+    names = candidate_orders(grid, block, "tiles")
+    stacked = torch.stack([orders.permutation(name, device) for name in names]).int()
+    geometries = [orders.geometry(name, device, sampled=True) for name in names]
+    call = RecordedCall(q, k, v, JointLayout.of(grid.tokens, grid, 0), None)
+    found = measured(
+        lambda: scores_of_heads(call, stacked, geometries.__getitem__, block, 0.3, 128**-0.5),
+        device,
+    )
+    return {"orders": len(names), **found}
+
+
 def plan_file(plan: Plan) -> dict[str, float]:
     """Size of the file and the best of three load times."""
     with tempfile.TemporaryDirectory() as folder:
@@ -190,6 +213,11 @@ def main() -> None:
                 device,
             ),
         }
+        if maps_are_served(q):
+            result["order_scores_of_all_heads"] = {
+                "heads": busy,
+                **score_layer(q[:, :busy], k[:, :busy], v[:, :busy], grid, block),
+            }
         del q, k, v
         geometry = ProfileGeometry(OffsetBins.for_grid(grid), grid, "4x4x4", block, device)
         mass = torch.rand(1, geometry.query_blocks, geometry.key_blocks, device=device)

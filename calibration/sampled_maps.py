@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,7 +28,7 @@ from .row_sample import RowSample
 from .tail_bias import TAIL_BIASES
 
 # Keys, values and sums of the maps that are handled together.
-GROUP_BYTES = 176 << 20
+GROUP_BYTES = 240 << 20
 _REFINEMENTS = 1
 
 
@@ -57,6 +59,29 @@ class MapErrors:
         rows[:, len(TAIL_BIASES) + 1] = self.retained[:, 0]
         rows[:, -1] = 1
         return rows
+
+
+class _Fixed(NamedTuple):
+    """What all maps of one length share."""
+
+    sample: RowSample
+    forced: Tensor  # bool [n, KVb], blocks that every mask keeps
+    sizes: Tensor  # float32 [KVb], tokens of each key block
+    tail_weights: Tensor  # float32 [len(TAIL_BIASES)]
+    scale: float
+
+    @property
+    def rows(self) -> int:
+        return self.sample.positions.numel()
+
+
+@lru_cache(maxsize=4)
+def _fixed(tokens: int, block: tuple[int, int], device: torch.device, scale: float) -> _Fixed:
+    sample = RowSample.of(tokens, block[0], device)
+    sizes = valid_tokens(tokens, block[1], device)
+    forced = diagonal(block_count(tokens, block[0]), len(sizes), block).to(device)
+    weights = torch.tensor(TAIL_BIASES, device=device).exp()
+    return _Fixed(sample, forced[sample.blocks], sizes, weights, scale)
 
 
 def maps_are_served(q: Tensor) -> bool:
@@ -112,9 +137,10 @@ def map_errors(
         densities: computed / all blocks among the sampled rows.
         scale: softmax scale.
     """
-    at_once = max(1, GROUP_BYTES // _bytes_of_map(call, block))
+    fixed = _fixed(call.q.shape[2], block, call.q.device, scale)
+    at_once = max(1, GROUP_BYTES // _bytes_of_map(call, fixed))
     parts = [
-        _Group(call, entry, maps[start : start + at_once], permutations, block, scale).errors(
+        _Group(call, entry, maps[start : start + at_once], permutations, block, fixed).errors(
             geometry, densities
         )
         for start in range(0, len(maps), at_once)
@@ -126,13 +152,12 @@ def map_errors(
     )
 
 
-def _bytes_of_map(call: RecordedCall, block: tuple[int, int]) -> int:
+def _bytes_of_map(call: RecordedCall, fixed: _Fixed) -> int:
     tokens, head_dim = call.q.shape[2:]
-    sample = RowSample.of(tokens, block[0], torch.device("cpu"))
     width = max(64, 1 << (head_dim - 1).bit_length())
     keys = 2 * tokens * width * call.q.element_size()
     # Block sums and tail weights with their temporaries; outputs of the two passes with theirs.
-    return keys + sample.positions.numel() * (block_count(tokens, block[1]) * 24 + width * 80)
+    return keys + fixed.rows * (len(fixed.sizes) * 24 + width * 80)
 
 
 class _Group:
@@ -145,13 +170,11 @@ class _Group:
         maps: Sequence[tuple[int, int]],
         permutations: Tensor,
         block: tuple[int, int],
-        scale: float,
+        fixed: _Fixed,
     ) -> None:
-        q = call.q
-        self.tokens, self.block, self.scale, device = q.shape[2], block, scale, q.device
-        self.sample = RowSample.of(self.tokens, block[0], device)
+        self.fixed, self.sample = fixed, fixed.sample
         self.orders = [order for _, order in maps]
-        index = torch.tensor(maps, dtype=torch.int32).to(device)
+        index = torch.tensor(maps, dtype=torch.int32).to(call.q.device)
         heads, orders = index[:, 0].contiguous(), index[:, 1].contiguous()
         self.rows: MapRows = map_rows(
             call.q[entry],
@@ -162,7 +185,7 @@ class _Group:
             orders,
             self.sample.positions,
             block,
-            scale,
+            fixed.scale,
         )
         self.whole = self.rows.attend()
         self.extra = self._extra(call, entry, heads)
@@ -197,7 +220,7 @@ class _Group:
             return None
         keys, values, bias = extra
         index = heads.long()
-        logits = self.rows.queries.float() @ keys[index].float().mT * self.scale
+        logits = self.rows.queries.float() @ keys[index].float().mT * self.fixed.scale
         if bias is not None:
             logits += bias
         grid = (self.whole.logsumexp * math.log(2))[..., None]
@@ -216,9 +239,7 @@ class _Group:
                 raise ValueError("maps of an order must lie side by side")
             profile = geometry(order)
             ranking[part] = profile.evaluate(profile.fit(mass[part], _REFINEMENTS))
-        query_blocks = block_count(self.tokens, self.block[0])
-        forced = diagonal(query_blocks, mass.shape[2], self.block).to(mass.device)
-        score = ranking_score(ranking, forced[self.sample.blocks]).flatten(1)
+        score = ranking_score(ranking, self.fixed.forced).flatten(1)
         order = score.argsort(dim=1, descending=True, stable=True)
         place = torch.arange(score.shape[1], device=mass.device).expand_as(order)
         ranks = torch.empty_like(order).scatter_(1, order, place)
@@ -226,10 +247,9 @@ class _Group:
 
     def _tail(self) -> Tensor:
         """[N, n, r, KVb] weight of every block's pooled key, the grid's sum being 1."""
-        sizes = valid_tokens(self.tokens, self.block[1], self.rows.queries.device)
         logits = self.rows.queries.float() @ self.rows.pooled_keys.mT
-        logits = logits.mul_(self.scale / math.log(2)).sub_(self.whole.logsumexp[..., None])
-        return logits.exp2_().mul_(sizes).unflatten(1, self.sample.valid.shape)
+        logits = logits.mul_(self.fixed.scale / math.log(2)).sub_(self.whole.logsumexp[..., None])
+        return logits.exp2_().mul_(self.fixed.sizes).unflatten(1, self.sample.valid.shape)
 
     def _errors(self, kept: Tensor, tail: Tensor) -> Tensor:
         """float32 [N, len(TAIL_BIASES)] from the blocks that are kept, [N, n, KVb]."""
@@ -247,7 +267,7 @@ class _Group:
         off = exact.addcmul_(exact_total, self.reference, value=-1)
         off_tail = tail_part.addcmul_(tail_total, self.reference, value=-1)
         squares = [(a * b).sum(2)[..., None] for a, b in _pairs(off, off_tail)]
-        weight = torch.tensor(TAIL_BIASES, device=kept.device).exp()
+        weight = self.fixed.tail_weights
         error = squares[0] + 2 * weight * squares[1] + weight.square() * squares[2]
         error /= (exact_total + weight * tail_total).square()
         return (error * self.sample.valid.view(-1, 1)).sum(1)

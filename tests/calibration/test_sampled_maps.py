@@ -1,4 +1,4 @@
-"""Errors of many maps at once, through Triton's interpreter, against `order_scores` head by head."""
+"""Errors of many maps at once, through Triton's interpreter, against `order_scores`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def recorded_call(local_attention, grid, first=0, last=0, kind=None):
         ((2, 15, 19), (32, 64), ("FHW", "2x4x4"), (0, 0), None),  # 18 query blocks: rows sampled
     ],
 )
-def test_equals_the_scores_of_each_head(local_attention, monkeypatch, grid, block, names, text, kind):  # fmt: skip
+def test_equals_the_scores_of_each_head(
+    local_attention, monkeypatch, grid, block, names, text, kind
+):
     grid = TokenGrid(*grid)
     call = recorded_call(local_attention, grid, *text, kind)
     orders = GridOrders(grid, block)
