@@ -173,7 +173,9 @@ def _make_override(
 def _make_forward_wrapper(
     handler: AttentionHandler, family: Family, stale: StaleGraphs
 ) -> Callable:
-    # recursive=False: a compiled model below this wrapper stays compiled.
+    # recursive=False: a compiled model below this wrapper stays compiled. The handler does not.
+    begin_forward: Any = torch.compiler.disable(handler.begin_forward)
+
     @torch.compiler.disable(recursive=False)
     def forward_wrapper(executor: Any, *args: Any, **kwargs: Any) -> Any:
         forward = Forward.bind(getattr(executor, "original", None), args, kwargs)
@@ -182,7 +184,7 @@ def _make_forward_wrapper(
             return executor(*args, **kwargs)  # not called by a sampler
         model = executor.class_obj.diffusion_model if family.apply else executor.class_obj
         _hook_layers(model, family)  # another GPU's copy of the model is a new one
-        handler.begin_forward()
+        begin_forward()
         sigma = float(options["sigmas"].flatten()[0])  # the only host read of a forward
         batch = forward.x[0].shape[0] if isinstance(forward.x, list) else forward.x.shape[0]
         rows = _conditional_rows(options.get("cond_or_uncond"), batch)

@@ -251,7 +251,7 @@ def compiled_well(run: dict[str, Any], wrapped: bool = False) -> None:
     first_step = run["graphs"][:2]  # the positive and the negative prompt
     assert set(run["graphs"][2:]) == {first_step[-1]}, "nothing is compiled after the first step"
     assert run["graphs"][-1] == run["graphs_alone"], "no graph is cut in two"
-    assert all(wrapped and "forward_wrapper" in reason for reason in run["breaks"])
+    assert all(wrapped and "forward_wrapper" in reason for reason in run["breaks"]), run["breaks"]
 
 
 def test_compile_model(seen):
