@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..kernels import BlockMask, sparse_attention
 from .block_layout import block_count, checked_block
@@ -145,6 +146,8 @@ class PlanRuntime:
         """
         layout = self._check(layer, q, dense_first)
         band = self.plan.bands.band_of(sigma)
+        if q.is_cuda and key_bias is None and self._is_plain(layer, band):
+            return scaled_dot_product_attention(q, k, v, scale=scale)
         with self._masks.lend(layer, band, self._build_mask) as mask:
             out = sparse_attention(
                 q,
@@ -272,6 +275,16 @@ class PlanRuntime:
         computed = select_blocks(mass, counts, self._forced)
         entries = most_selected(counts, self._least, self.blocks[0] * self.blocks[1])
         return BlockMask.from_dense(computed, self.block, self.grid.tokens, entries)
+
+    def _is_plain(self, layer: int, band: int) -> bool:
+        """Whether every block is computed in 16 bits: dense attention, whatever the order."""
+        options = self.options
+        blocks = self.blocks[0] * self.blocks[1]
+        return (
+            options.implementation == "auto"
+            and options.qk_bits == options.pv_bits == 16
+            and bool((self._counts[band][layer] >= blocks).all())
+        )
 
     def _following_layer(self, layer: int) -> int | None:
         layers = self._sparse_layers

@@ -1,8 +1,10 @@
-"""Launch choice as data: which tile, warps and stages a call gets. Pure: tested without a GPU."""
+"""Which tile, warps and stages a call gets, from the launch table. Pure: tested without a GPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from .launch_table import launch_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,47 +34,10 @@ def select_launch(
 ) -> LaunchConfig:
     """The launch for a block, padded head dimension and bits on a card of this compute capability.
 
-    Low-bit P and V are scaled per key block, so there the key tile is the key block. Only the rows
-    for Hopper were measured; the others follow shared memory and registers as compiled.
+    What ``launch_table`` says of density 1: a call's density is not known on the host.
     """
-    query_block, key_block = block
-    hopper = capability[0] == 9
-    low_bits = pv_bits < 16
-    query_tile = min(query_block, 64)
-    if head_dim > 128:
-        return _wide_launch(block, qk_bits, pv_bits, hopper)
-    if qk_bits == 4 or pv_bits == 4:
-        return LaunchConfig(query_tile, key_block if low_bits else min(key_block, 64), 4, 2)
-    if low_bits and hopper and qk_bits == 16:
-        return LaunchConfig(query_tile, key_block, 4, 2, tma=True)
-    if low_bits and hopper:
-        # 64x128: 168 registers and two stages hold three programs on a multiprocessor (660 against
-        # 612 TFLOP/s with three stages, 561 without the cap, at density 0.5 on an H100).
-        stages = 2 if key_block == 128 or qk_bits == 8 else 3
-        return LaunchConfig(
-            query_tile, key_block, 4, stages, max_registers=168, tma=True, paired=key_block == 64
-        )
-    if low_bits:
-        return LaunchConfig(query_tile, key_block, 4, 3 if capability == (8, 0) else 2)
-    if hopper:
-        # Shared memory leaves room for two programs, so that registers need no cap. 16 bits: 471
-        # TFLOP/s dense against 418 with two stages and 445 with 128 rows (an H100).
-        key_tile = min(key_block, 64) if qk_bits == 16 else key_block
-        return LaunchConfig(query_tile, key_tile, 4, 3 if qk_bits == 16 else 2, tma=True)
-    return LaunchConfig(query_tile, min(key_block, 64), 4, 2)
-
-
-def _wide_launch(block: tuple[int, int], qk_bits: int, pv_bits: int, hopper: bool) -> LaunchConfig:
-    """Rows of 256 channels. Not timed: chosen by registers and shared memory as compiled.
-
-    Only Hopper has more than 99 KiB of shared memory for sure, and 64 rows suit its instructions.
-    """
-    query_block, key_block = block
-    low_bits = pv_bits < 16
-    key_tile = key_block if low_bits else min(key_block, 64)
-    if qk_bits == 4 or pv_bits == 4 or (qk_bits == 16 and not hopper):
-        # A 16-bit K of 128 keys fills the memory by itself: no second stage.
-        stages = 1 if qk_bits == 16 and low_bits and not hopper else 2
-        warps = 8 if low_bits or qk_bits == 4 else 4
-        return LaunchConfig(min(query_block, 32), key_tile, warps, stages)
-    return LaunchConfig(min(query_block, 64), key_tile, 8, 2, tma=hopper)
+    row = launch_row(block, head_dim, qk_bits, pv_bits, capability)
+    query_tile, key_tile = row.tile(block)
+    return LaunchConfig(
+        query_tile, key_tile, row.num_warps, row.num_stages, row.max_registers, row.tma, row.paired
+    )

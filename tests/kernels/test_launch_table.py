@@ -1,9 +1,7 @@
 import itertools
-from dataclasses import fields
 
 import pytest
 from paro_attention.kernels.block_mask import BLOCK_SIZES
-from paro_attention.kernels.launch import LaunchConfig, select_launch
 from paro_attention.kernels.launch_table import BLOCKS, ROWS, RULES, SEARCHED, launch_row
 
 CAPABILITIES = ((8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (12, 0))
@@ -11,20 +9,6 @@ BITS = (16, 8, 4)
 CALLS = list(
     itertools.product(itertools.product(BLOCK_SIZES, repeat=2), (64, 128, 256), BITS, BITS)
 )
-
-
-def launch_of(row, block):
-    given = {field.name: getattr(row, field.name) for field in fields(LaunchConfig)}
-    tiles = dict(zip(("query_tile", "key_tile"), row.tile(block), strict=True))
-    return LaunchConfig(**given | tiles)
-
-
-@pytest.mark.parametrize("capability", CAPABILITIES, ids=str)
-def test_the_table_serves_every_call_as_select_launch_does(capability):
-    for call in CALLS:
-        assert launch_of(launch_row(*call, capability), call[0]) == select_launch(
-            *call, capability
-        ), call
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES, ids=str)

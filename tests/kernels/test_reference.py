@@ -283,7 +283,8 @@ def test_an_outlier_that_the_sample_of_values_missed_is_not_cut_off():
     q, k, v = (torch.randn(1, 1, tokens, 64) for _ in range(3))
     v[:, :, outlier] *= 12.0
     k[:, :, outlier] *= 3.0
-    mask = BlockMask.from_dense(torch.ones(1, 128, 64, dtype=torch.bool), (64, 128), tokens)
+    blocks = torch.ones(1, tokens // 64, tokens // 128, dtype=torch.bool)
+    mask = BlockMask.from_dense(blocks, (64, 128), tokens)
     got = sparse_attention(q, k, v, mask, qk_bits=8, pv_bits=8, pv8="fp8", tail=False)
     assert relative_error(got, F.scaled_dot_product_attention(q, k, v)) < 0.045
 
