@@ -1,50 +1,102 @@
-"""What benchmarks/compile_report.py reads off a disassembly."""
+"""benchmarks/compile_report.py: what it reads off a disassembly, and what it vouches for."""
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "benchmarks" / "compile_report.py"
+COMMITTED = ROOT / "benchmarks" / "results" / "compile_report.json"
+KEYS = {"kernel", "arch", "launch", "registers", "spill_bytes", "shared", "mma"}
+ARCHITECTURES = {"sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"}
+REPORTED_WITH = "3.6.0"
 LISTING = """
         /*0100*/                   IGMMA.64x128x32.S8.S8 R24, gdesc[UR4], RZ ;
         /*0110*/                   FFMA R1, R2, R3, R4 ;
         /*0120*/                   QGMMA.64x128x32.F32.E4M3.E4M3 R88, R20, gdesc[UR8], R88 ;
         /*0130*/              @!P0 BRA 0x100 ;
-        /*0140*/                   FADD R1, R1, R2 ;
-        /*0150*/               @P1 BRA 0x140 ;
-        /*0160*/               @P1 BRA 0x100 ;
-        /*0170*/                   BRA 0x170 ;
+        /*0140*/                   IMMA.16864.U4.U4 R4, R8.ROW, R12.COL, RZ ;
+        /*0150*/                   IMMA.16864.U4.U4 R4, R8.ROW, R12.COL, R4 ;
 """
+# The script compiles for real: not in this process, whose Triton may be the interpreter.
+COMPILING = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
 
 
 @pytest.fixture(scope="module")
 def report():
     pytest.importorskip("triton", reason="the report compiles with Triton, which is not installed")
-    sys.path.insert(0, str(ROOT / "benchmarks"))
+    sys.path.insert(0, str(SCRIPT.parent))
     try:
-        spec = importlib.util.spec_from_file_location(
-            "compile_report", ROOT / "benchmarks" / "compile_report.py"
-        )
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["compile_report"] = module
-        spec.loader.exec_module(module)
+        return importlib.import_module("compile_report")
     finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
-    return module
+        sys.path.remove(str(SCRIPT.parent))
 
 
 def test_matrix_instructions_are_counted_by_name(report):
     assert report.matrix_instructions(LISTING) == {
         "IGMMA.64x128x32.S8.S8": 1,
         "QGMMA.64x128x32.F32.E4M3.E4M3": 1,
+        "IMMA.16864.U4.U4": 2,
     }
 
 
-def test_the_main_loop_is_the_tightest_that_multiplies(report):
-    assert report.main_loop_length(LISTING) == 4
-    assert report.main_loop_length(LISTING.replace("GMMA", "ADD")) == 0
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({}, None),
+        ({"spill_bytes": 8}, "spilled"),
+        ({"shared": 200_000}, "shared memory"),
+        ({"mma": {"IMMA.16832.S8.S8": 4, "IMMA.16864.U4.U4": 4}}, "not INT4's own"),
+        ({"mma": {"IMMA.16864.S4.S4": 4}}, "not INT4's own"),
+        ({"mma": {}}, "no matrix instructions"),
+    ],
+    ids=str,
+)
+def test_a_launch_that_must_not_ship_is_named(report, change, problem):
+    row = {
+        "kernel": "int4_attention_kernel", "arch": "sm_86", "launch": "", "registers": 168,
+        "spill_bytes": 0, "shared": 1024, "mma": {"IMMA.16864.S4.S4": 4, "IMMA.16864.U4.U4": 4},
+    } | change  # fmt: skip
+    found = report.problems_of(row)
+    assert any(problem in text for text in found) if problem else not found
+
+
+def test_the_int4_kernel_is_native_and_spills_nothing(report, tmp_path):
+    if not report.int4.GLUON_SERVES:
+        pytest.skip("this Triton lacks the Gluon that the INT4 kernel needs")
+    out = tmp_path / "report.json"
+    part = ["--capability", "86", "--head-dim", "128", "--kernel", "int4", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *part], capture_output=True, text=True, timeout=600,
+        env=COMPILING,
+    )  # fmt: skip
+    assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
+    rows = json.loads(out.read_text())
+    attention = [row for row in rows if row["kernel"] == "int4_attention_kernel"]
+    assert len(attention) == 4  # 64 and 128 keys, without and with extra tokens
+    for row in attention:
+        assert row["spill_bytes"] == 0
+        assert {name for name in row["mma"] if name.startswith("IMMA")} == {
+            "IMMA.16864.S4.S4",
+            "IMMA.16864.U4.U4",
+        }
+    if report.triton.__version__ == REPORTED_WITH:
+        committed = json.loads(COMMITTED.read_text())
+        assert all(row in committed for row in rows), "run make compile-report and commit it"
+
+
+def test_the_committed_report_has_every_architecture_and_no_spill():
+    rows = json.loads(COMMITTED.read_text())
+    assert all(set(row) == KEYS for row in rows)
+    assert {row["arch"] for row in rows} == ARCHITECTURES
+    spilled = [(row["arch"], row["kernel"], row["launch"]) for row in rows if row["spill_bytes"]]
+    assert not spilled
+    for arch in ("sm_80", "sm_86", "sm_89"):
+        assert any(r["arch"] == arch and r["kernel"] == "int4_attention_kernel" for r in rows)

@@ -10,7 +10,7 @@ from ..int4_launch import int4_serves
 GLUON = "triton.experimental.gluon"
 NEEDS = {
     GLUON: ("jit", "constexpr_function"),
-    f"{GLUON}.language": ("DistributedLinearLayout", "NVMMADistributedLayout", "thread_barrier"),
+    f"{GLUON}.language": ("DistributedLinearLayout", "NVMMADistributedLayout"),
     f"{GLUON}.language.nvidia.ampere": ("async_copy", "mma_v2"),
     f"{GLUON}.language.nvidia.ampere.async_copy": (
         "async_copy_global_to_shared", "commit_group", "wait_group",

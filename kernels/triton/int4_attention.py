@@ -21,7 +21,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from ..int4_launch import select_int4_launch
 from ..key_packing import HIDING_BIAS
 from ..packed_layout import PackedLayout, padded_head_dim
-from .int4_mma import load_a, matrix_layout
+from .int4_mma import block_barrier, copy_to_shared, load_a, matrix_layout
 from .int4_prepass import prepare_int4
 from .int4_tile import attend_int4_tile, load_queries, pooled_tail
 
@@ -33,6 +33,8 @@ NOT_SPECIALIZED = (
 )  # fmt: skip
 # Tiles whose mean keys' logits are formed at once.
 AHEAD = gl.constexpr(8)
+# Gluon of Triton 3.9 calls it otherwise.
+OLD_GLUON = gl.constexpr(hasattr(gl.shared_memory_descriptor, "_reinterpret"))
 
 
 @gluon.jit
@@ -44,12 +46,12 @@ def start_copies(
     WIDE: gl.constexpr = gl.BlockedLayout([1, 4], [1, 32], [WARPS, 1], [1, 0])
     at = gl.arange(0, CHUNKS, gl.SliceLayout(1, WIDE))[:, None] * 128
     at += gl.arange(0, 128, gl.SliceLayout(0, WIDE))[None, :]
-    async_copy.async_copy_global_to_shared(k_tile, k4 + block * (CHUNKS * 128) + at)
-    async_copy.async_copy_global_to_shared(v_tile, v4 + block * (CHUNKS * 128) + at)
+    copy_to_shared(k_tile, k4 + block * (CHUNKS * 128) + at)
+    copy_to_shared(v_tile, v4 + block * (CHUNKS * 128) + at)
     RECORD: gl.constexpr = gl.BlockedLayout([1, 4], [128 // WIDTH, WIDTH // 4], [WARPS, 1], [1, 0])
     at = gl.arange(0, 4, gl.SliceLayout(1, RECORD))[:, None] * WIDTH
     at += gl.arange(0, WIDTH, gl.SliceLayout(0, RECORD))[None, :]
-    async_copy.async_copy_global_to_shared(record_tile, record + block * (4 * WIDTH) + at)
+    copy_to_shared(record_tile, record + block * (4 * WIDTH) + at)
 
 
 @gluon.jit
@@ -156,7 +158,7 @@ def int4_attention_kernel(
     for step in range(0, total):
         async_copy.wait_group(STAGES - 2)
         # Every warp's copies are there, and every warp is done with the tile before.
-        gl.thread_barrier()
+        block_barrier()
         later = step + STAGES - 1
         if later < total:
             stage = later % STAGES
@@ -173,8 +175,11 @@ def int4_attention_kernel(
             q16 = load_queries(Q, row_token, first_row, row_end, q_stride_s, HEAD_DIM, D, WARPS)
             means = gl.load(pooled_k + blocks[None, :] * D + d)
             logits = mma_v2(q16, means, gl.zeros([BM, AHEAD], gl.float32, MATRIX))
-            by_column = mean_logits._reinterpret(gl.float32, [AHEAD, BM], FLAT).permute((1, 0))
-            by_column.store(logits * scale_log2)
+            if OLD_GLUON:
+                by_column = mean_logits._reinterpret(gl.float32, [AHEAD, BM], FLAT)
+            else:
+                by_column = mean_logits.reinterpret(gl.float32, [AHEAD, BM], FLAT)
+            by_column.permute((1, 0)).store(logits * scale_log2)
         block = listed_block(row_list, step, listed, count, extra_block)
         first = block * KEY_BLOCK
         end = grid_tokens

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 # As a float these bits are 12582912 = 1.5 * 2**23. Sums that start there are floats already:
 # 12582912 + n for |n| < 2**22. No conversion instruction is needed, which runs at a quarter rate.
 FLOAT_START = gl.constexpr(0x4B400000)
+# Gluon of Triton 3.9 calls these otherwise.
+copy_to_shared = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+block_barrier = gl.thread_barrier if hasattr(gl, "thread_barrier") else vars(gl)["barrier"]
 
 
 @gluon.constexpr_function

@@ -6,7 +6,16 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 
-from .int4_mma import FLOAT_START, as_a, as_b, matrix_layout, multiply, packed_layout
+from .int4_mma import (
+    FLOAT_START,
+    as_a,
+    as_b,
+    block_barrier,
+    copy_to_shared,
+    matrix_layout,
+    multiply,
+    packed_layout,
+)
 from .int4_prepass import V_STEP_EXPONENT
 
 # Pooled keys of one step of the tail.
@@ -83,17 +92,17 @@ def pooled_tail(
     for part in range(0, gl.cdiv(key_blocks, TAIL_PART)):
         # Columns behind the last block repeat it and are hidden.
         at = gl.minimum(part * TAIL_PART + line, key_blocks - 1)[:, None] * D + d
-        gl.thread_barrier()
-        async_copy.async_copy_global_to_shared(k_tile, pooled_k + at)
+        block_barrier()
+        copy_to_shared(k_tile, pooled_k + at)
         async_copy.commit_group()
-        async_copy.async_copy_global_to_shared(v_tile, pooled_v + at)
+        copy_to_shared(v_tile, pooled_v + at)
         async_copy.commit_group()
         block = part * TAIL_PART + column
         word = gl.load(words + block // 32, mask=block < key_blocks, other=-1)
         bias = gl.where(block == key_blocks - 1, last_bias, full_bias)
         bias = gl.where(((word >> (block % 32)) & 1) == 0, bias, float("-inf"))
         async_copy.wait_group(1)
-        gl.thread_barrier()
+        block_barrier()
         zero = gl.zeros([16 * WARPS, TAIL_PART], gl.float32, MATRIX)
         q16 = load_queries(Q, token_of, first_row, row_end, stride, HEAD_DIM, D, WARPS)
         s = mma_v2(q16, k_tile.permute((1, 0)).load(OPERAND), zero)
@@ -104,7 +113,7 @@ def pooled_tail(
         row_sum = row_sum * alpha + gl.sum(p, 1)
         p16 = gl.convert_layout(p.to(pooled_v.dtype.element_ty), P_OPERAND)
         async_copy.wait_group(0)
-        gl.thread_barrier()
+        block_barrier()
         acc = mma_v2(p16, v_tile.load(OPERAND), acc * alpha[:, None])
         row_max = new_max
     return acc, row_sum, row_max
