@@ -178,7 +178,7 @@ def int4_attention_kernel(
             if OLD_GLUON:
                 by_column = mean_logits._reinterpret(gl.float32, [AHEAD, BM], FLAT)
             else:
-                by_column = mean_logits.reinterpret(gl.float32, [AHEAD, BM], FLAT)
+                by_column = mean_logits.reinterpret(gl.float32, [AHEAD, BM], FLAT)  # pyright: ignore[reportAttributeAccessIssue]
             by_column.permute((1, 0)).store(logits * scale_log2)
         block = listed_block(row_list, step, listed, count, extra_block)
         first = block * KEY_BLOCK
