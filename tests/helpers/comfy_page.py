@@ -50,11 +50,20 @@ _PIXELS = """(name) => {
 }"""
 
 
+_NODE_BOX = """(type) => {
+  const node = app.graph._nodes.find((n) => n.type === type);
+  const { scale, offset } = app.canvas.ds;
+  const box = app.canvas.canvas.getBoundingClientRect();
+  const x = box.x + (node.pos[0] + offset[0]) * scale;
+  const y = box.y + (node.pos[1] + offset[1]) * scale;
+  return [x - 8, y - 30 * scale - 8, x + node.size[0] * scale + 8, y + node.size[1] * scale + 8];
+}"""
 _SERVER_PICTURES = """() => {
   const node = app.graph._nodes.find((n) => n.type === "ParoLoad");
+  const previews = node.widgets.filter((w) => w.name === "$$canvas-image-preview");
   return {
     sent: app.nodeOutputs[node.id]?.images?.length ?? 0,
-    drawn: (node.imgs ?? []).length + node.widgets.filter((w) => /preview/.test(w.name)).length,
+    drawn: (node.imgs ?? []).length + previews.length,
     mounted: document.querySelectorAll(`[data-node-id="${node.id}"] img`).length,
   };
 }"""
@@ -157,6 +166,10 @@ class ComfyPage:
     def pixels(self, canvas: str = "map") -> dict[str, float]:
         """Share of the coloured pixels of a canvas of the picture, and a hash of all."""
         return self.page.evaluate(_PIXELS, f".paro-{canvas}")
+
+    def node_box(self, node: str = "ParoLoad") -> tuple[int, int, int, int]:
+        """Left, top, right and bottom pixel of a node on the classic canvas, with its title."""
+        return tuple(round(side) for side in self.page.evaluate(_NODE_BOX, node))
 
     def server_pictures(self) -> dict[str, int]:
         """Pictures that the server sent for Load PARO, and where the page shows them."""
