@@ -53,6 +53,12 @@ def place_in_b(n, word, STEPS: tl.constexpr):
     return number // 4 * 128 + (n % 8 * 4 + word % 4) * 4 + number % 4
 
 
+@triton.jit
+def key_of_k(n):
+    """``int4_layout.key_of_k``: position 8t + 2i + c of 32 holds key 8i + 2t + c."""
+    return n // 32 * 32 + n % 8 // 2 * 8 + n % 32 // 8 * 2 + n % 2
+
+
 @triton.jit(
     do_not_specialize=("S", "H", "grid_tokens", "extra_start", "rows_padded", "stored_blocks")
 )
@@ -83,7 +89,8 @@ def int4_prepass_kernel(
     d = tl.arange(0, D)
     n = tl.arange(0, ROWS)
     word = tl.arange(0, D // 8)
-    position = first + n
+    # V's keys come in the order in which their levels share a word.
+    position = first + tl.where(role == 2, key_of_k(n), n)
     valid = position < end
     order = permutation + tl.load(order_of_head + h).to(tl.int64) * S
     token = tl.load(order + position - shift, mask=valid, other=0).to(tl.int64)
@@ -133,13 +140,11 @@ def int4_prepass_kernel(
         tl.store(column + WIDTH, v_step * (2.0**100))
         tl.store(column + 2 * WIDTH, low)
         tl.store(column + 3 * WIDTH, v_mean.to(tl.float32))
-        levels = round_to_int((v_x - low[None, :]) * (1.0 / v_step)[None, :])
-        # The order of ``key_of_k``: [step, upper, tile, t, c, d] to [step, upper, t, d, tile, c].
-        levels = levels.reshape([ROWS // 64, 2, 4, 4, 2, D]).permute([0, 1, 3, 5, 2, 4])
-        v_words = words_of(levels.reshape([ROWS // 8 * D, 8]), ROWS // 8 * D, 8)
+        levels = tl.trans(round_to_int((v_x - low[None, :]) * (1.0 / v_step)[None, :]))
+        v_words = words_of(levels, D, ROWS)
         line = tl.arange(0, ROWS // 8)
-        v_place = place_in_b(d[None, :], line[:, None], ROWS // 64)
-        tl.store(v4 + stored * (ROWS * D // 8) + v_place, v_words.reshape([ROWS // 8, D]))
+        v_place = place_in_b(d[:, None], line[None, :], ROWS // 64)
+        tl.store(v4 + stored * (ROWS * D // 8) + v_place, v_words)
 
 
 def prepare_int4(
