@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .attend import attend
 from .call_plan import CallPlan, CallShape, plan_of
+from .int4 import int4_attention, int4_available
 from .prepass import prepare, prepared_buffers, rotation_matrix
 
 
@@ -39,6 +40,14 @@ def attend_blocks(
 
     ``key_bias`` is read where ``biased``; ``grid_tokens`` is the length of the mask.
     """
+    if qk_bits == pv_bits == 4 and q.device.type == "cuda":
+        capability = torch.cuda.get_device_capability(q.device)
+        served = int4_available(capability, q.shape[-1], (query_block, key_block))
+        if served and int4_attention is not None:
+            return int4_attention(
+                q, k, v, permutation, order_of_head, row_offsets, kv_indices, computed_bits,
+                tail_bias, key_bias, biased, grid_tokens, query_block, key_block, tail, scale,
+            )  # fmt: skip
     given = {
         "q": q, "k": k, "v": v, "permutation": permutation, "order_of_head": order_of_head,
         "row_offsets": row_offsets, "kv_indices": kv_indices, "computed_bits": computed_bits,
