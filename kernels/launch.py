@@ -17,7 +17,7 @@ class LaunchConfig:
         num_warps, num_stages: Triton's launch options.
         max_registers: register cap per thread, None for the compiler's choice.
         tma: load keys and values by the tensor copy engine (sm_90 and newer).
-        paired: two key blocks a step, with FP8 values that come by the copy engine.
+        paired: two key blocks a step, with FP8 values.
     """
 
     query_tile: int

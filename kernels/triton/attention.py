@@ -199,7 +199,7 @@ def attention_kernel(
             right = block_of_step(2 * pair + 1, row_list, listed, grid_blocks, extra_block, EXTRA)
             acc, row_sum, row_max = attend_pair(
                 acc, row_sum, row_max, q, row_scale, left, right, keys, k_scale, values,
-                k_row, v_row, D, BM, BN,
+                k_row, v_row, D, BM, BN, TMA,
             )  # fmt: skip
         # The odd one out is a single step: not worth a pipeline.
         for step in tl.range(whole // 2 * 2, whole, num_stages=1):

@@ -156,7 +156,7 @@ class CallPlan:
             alignment=_alignment(shape),
             launch=launch,
             tma=tma,
-            paired=launch.paired and tma and shape.fp8 and shape.qk_bits == 8,
+            paired=launch.paired and shape.fp8 and shape.qk_bits == 8,
         )
 
     @property

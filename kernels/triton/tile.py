@@ -122,16 +122,27 @@ def attend_tile(
 
 
 @triton.jit
+def transposed(x, first_row, block, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr):
+    """Block of ROWS rows of an 8-bit operand as [COLUMNS, ROWS]; ``x`` as in ``attend_tile``."""
+    if TMA:
+        return tl.trans(x.load([first_row + block * ROWS, 0]))
+    else:
+        column = tl.arange(0, COLUMNS)[:, None]
+        row = tl.arange(0, ROWS)[None, :]
+        return tl.load(x + block * (ROWS * COLUMNS) + (row * COLUMNS + column))
+
+
+@triton.jit
 def attend_pair(
     acc, row_sum, row_max, q, row_scale, left, right, keys, k_scale, values, k_row, v_row,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TMA: tl.constexpr,
 ):  # fmt: skip
-    """Folds two key blocks of BN keys into (acc, row_sum, row_max): 8-bit keys, FP8 values, TMA.
+    """Folds two key blocks of BN keys into (acc, row_sum, row_max): 8-bit keys, FP8 values.
 
     One maximum, one rescaling and one sum for both, so that narrow blocks cost what wide ones do.
     """
-    left_keys = tl.trans(keys.load([k_row + left * BN, 0]))
-    right_keys = tl.trans(keys.load([k_row + right * BN, 0]))
+    left_keys = transposed(keys, k_row, left, BN, D, TMA)
+    right_keys = transposed(keys, k_row, right, BN, D, TMA)
     left_factor = row_scale * tl.load(k_scale + left)
     right_factor = row_scale * tl.load(k_scale + right)
     s = tl.dot(q, left_keys, out_dtype=tl.int32)
@@ -145,8 +156,8 @@ def attend_pair(
     p = tl.exp2(s.to(tl.float32) * left_factor[:, None] - offset)
     r = tl.exp2(t.to(tl.float32) * right_factor[:, None] - offset)
     row_sum = row_sum * alpha + tl.sum(p + r, 1)
-    left_values = tl.trans(values.load([v_row + left * D, 0]))
-    right_values = tl.trans(values.load([v_row + right * D, 0]))
+    left_values = transposed(values, v_row, left, D, BN, TMA)
+    right_values = transposed(values, v_row, right, D, BN, TMA)
     product = tl.dot(columns_in_token_order(p.to(tl.float8e4nv), BM, BN), left_values)
     product = tl.dot(columns_in_token_order(r.to(tl.float8e4nv), BM, BN), right_values, product)
     return acc * alpha[:, None] + product, row_sum, new_max
