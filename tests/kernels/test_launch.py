@@ -22,5 +22,5 @@ def test_tiles_divide_blocks_everywhere(capability, head_dim):
 
 def test_the_copy_engine_is_used_only_where_there_is_one():
     for capability in CAPABILITIES:
-        launch = select_launch((64, 128), 128, 8, 8, capability)
+        launch = select_launch((64, 64), 128, 8, 8, capability)
         assert launch.tma == (capability == (9, 0))
