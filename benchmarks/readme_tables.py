@@ -69,9 +69,9 @@ def attention_table(results: Path) -> str | None:
 
 
 def peer_table(results: Path) -> str | None:
-    """Other packages beside ours at the main shape, from attention-h100.json."""
-    report = _read(results / "attention-h100.json")
-    if report is None or "peers" not in report:
+    """Other packages beside ours at the main shape."""
+    report = _report_with(results, "peers")
+    if report is None:
         return None
     first = _shape(report["rows"][0])
     rows = [row for row in report["rows"] if _shape(row) == first and row.get("extra_tokens") == 0]
@@ -103,9 +103,9 @@ def peer_table(results: Path) -> str | None:
 
 
 def kernel_table(results: Path) -> str | None:
-    """The kernel without its pre-pass, and what the pre-pass costs, from attention-h100.json."""
-    report = _read(results / "attention-h100.json")
-    if report is None or not report.get("overhead"):
+    """The kernel without its pre-pass, and what the pre-pass costs."""
+    report = _report_with(results, "overhead")
+    if report is None:
         return None
     groups: dict[tuple, dict[float, dict]] = {}
     for row in report["rows"]:
@@ -136,6 +136,12 @@ def kernel_table(results: Path) -> str | None:
         "q, k and v gathered, against copied.",
     ]
     return "\n".join(lines)
+
+
+def _report_with(results: Path, part: str) -> dict[str, Any] | None:
+    """The full run, or the run of the main shape beside the peers, whichever has the part."""
+    reports = (_read(results / f"{name}-h100.json") for name in ("attention", "peers"))
+    return next((report for report in reports if report and report.get(part)), None)
 
 
 def curve_table(results: Path) -> str | None:

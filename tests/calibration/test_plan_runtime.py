@@ -163,7 +163,7 @@ def test_a_runtime_is_freed_without_a_garbage_collection(plan):
 
 @pytest.mark.gpu
 def test_sixteen_bits_at_density_one_are_torchs_own_attention(plan, synthetic_model):
-    inputs = [x.to("cuda", torch.bfloat16) for x in synthetic_model.attention(77)[0]]
+    inputs = [x.to("cuda", torch.float16) for x in synthetic_model.attention(77)[0]]
     options = RuntimeOptions(**EXACT, density=1.0)
     assert torch.equal(
         PlanRuntime(plan, plan.grid, options, "cuda").attention(0, SIGMA, *inputs), dense(inputs)
