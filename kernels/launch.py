@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from .launch_table import launch_row
 
+USUAL_DENSITY = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchConfig:
@@ -34,9 +36,10 @@ def select_launch(
 ) -> LaunchConfig:
     """The launch for a block, padded head dimension and bits on a card of this compute capability.
 
-    What ``launch_table`` says of density 1: a call's density is not known on the host.
+    What ``launch_table`` says of density 0.5: a call's own is not known on the host, and few calls
+    are dense.
     """
-    row = launch_row(block, head_dim, qk_bits, pv_bits, capability)
+    row = launch_row(block, head_dim, qk_bits, pv_bits, capability, USUAL_DENSITY)
     query_tile, key_tile = row.tile(block)
     return LaunchConfig(
         query_tile, key_tile, row.num_warps, row.num_stages, row.max_registers, row.tma, row.paired
