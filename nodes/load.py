@@ -221,5 +221,14 @@ class ParoLoad(io.ComfyNode):
             tell=lambda text, level: host_ui.tell(text, node_id, level),
         )
         logger.info("PARO: %s on %s, density %.2f", name, identity.description, density)
-        shown = ui.PreviewImage(torch.from_numpy(draw_load_picture(chosen, options)), cls=cls)
+        shown = cls._picture(chosen, options)
         return io.NodeOutput(attention_hook.install(model, session), ui=shown)
+
+    @classmethod
+    def _picture(cls, plan: Plan, options: RuntimeOptions) -> ui.PreviewImage | None:
+        """A picture must never keep a model from being loaded, nor a full disk it is saved on."""
+        try:
+            return ui.PreviewImage(torch.from_numpy(draw_load_picture(plan, options)), cls=cls)
+        except Exception as error:
+            logger.warning("PARO: no picture of the plan: %s: %s", type(error).__name__, error)
+            return None

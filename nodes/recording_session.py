@@ -102,8 +102,10 @@ class RecordingSession:
         try:
             self._schedule = checked_schedule(sigmas, "noise levels")
             self._find(model.load_device)
-        except (ValueError, OSError) as error:
-            self._refuse(str(error))
+        except Exception as error:  # too little memory for what was kept, for one
+            self._handler.recorder = None
+            self._refuse(_reason(error))
+            logger.debug("the recording's error", exc_info=True)
         if not self._problem and not self._complete and not self._ready():
             number = f"run {self._runs + 1} of {self._runs_needed()}"
             self._tell(f"records {number} of {self._plan.name}", logging.INFO)
@@ -127,8 +129,8 @@ class RecordingSession:
                 self._tell(f"a run that is stopped does not count: {count}", logging.INFO)
             else:
                 self._count()
-        except (ValueError, OSError, RuntimeError) as error:
-            self._tell(f"not recorded: {error}", logging.WARNING)
+        except Exception as error:  # the sampler's result is there: it must not be lost
+            self._tell(f"not recorded: {_reason(error)}", logging.WARNING)
             logger.debug("the recording's error", exc_info=True)
         finally:
             self._clear()  # gigabytes, for long videos
@@ -157,7 +159,7 @@ class RecordingSession:
             answer = self._handler.attend(call)
         except Exception as error:  # out of memory too: the run itself may still have enough
             self._handler.recorder = None
-            self._refuse(f"{type(error).__name__}: {error}")
+            self._refuse(_reason(error))
             logger.debug("the recording's error", exc_info=True)
             return NOT_RECORDED
         if answer == RECORDED:
@@ -263,3 +265,10 @@ class RecordingSession:
             "place of this node",
             logging.INFO,
         )
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong, in a sentence where there is one: some errors have no text of their own."""
+    if str(error) and isinstance(error, (ValueError, OSError)):
+        return str(error)
+    return f"{type(error).__name__}: {error}".removesuffix(": ")

@@ -5,12 +5,15 @@ On a GPU nothing waits for it: events are put into the stream, and read when the
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+
+logger = logging.getLogger("paro_attention")
 
 MEASURED_STEPS = 3
 
@@ -97,12 +100,16 @@ class StepTimer:
         if not steps or not self._forwards:
             return None
         last = self._forwards[-1][1]
-        if isinstance(last, torch.cuda.Event):
-            last.synchronize()
-        attention, whole = (
-            sum(_seconds(*pair) for pair in pairs) / steps
-            for pairs in (self._calls, self._forwards)
-        )
+        try:
+            if isinstance(last, torch.cuda.Event):
+                last.synchronize()
+            attention, whole = (
+                sum(_seconds(*pair) for pair in pairs) / steps
+                for pairs in (self._calls, self._forwards)
+            )
+        except RuntimeError:  # an event of another stream that is not over, or of a captured graph
+            logger.debug("steps not measured", exc_info=True)
+            return None
         return StepTime(attention, whole) if 0 < attention <= whole else None
 
     def _mark(self) -> _Mark:

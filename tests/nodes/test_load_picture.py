@@ -101,3 +101,17 @@ def test_the_history_of_a_prompt_holds_it(host):
             low = coloured(picture)
         else:
             assert coloured(picture) > low
+
+    folder = host.base / "temp"  # where no picture can be saved, the model is loaded all the same
+    folder.rename(host.base / "away")
+    folder.touch()
+    mark = len(host.log_text())
+    try:
+        run = host.run(graph(0.5, calibrate=False))
+    finally:
+        folder.unlink()
+        (host.base / "away").rename(folder)
+    assert run.error is None, run.message
+    assert "images" not in run.outputs.get("load", {})
+    assert "PARO: no picture of the plan: " in host.log_text()[mark:]
+    assert run.stats[-1]["handled"]

@@ -172,3 +172,35 @@ def test_a_broken_file_starts_over_and_says_so(user):
     user.sample(1)
     assert any(text.startswith("starts over: plan.partial is not a readable") for text in user.told)
     assert user.told[-1] == "run 1 of 2 recorded"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("not enough memory"), KeyError("x")])
+def test_what_was_kept_and_cannot_be_read_now_neither_stops_a_run_nor_is_lost(
+    user, monkeypatch, error
+):
+    def fails(*_args, **_kwargs):
+        raise error
+
+    user.sample(0)
+    kept = user.partial.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("paro_attention.nodes.recording_session.go_on", fails)
+        assert set(user.sample(1)) == {NOT_RECORDED}
+    assert user.told[-1].startswith(f"not recorded: {type(error).__name__}")
+    assert user.told[-1].endswith("; 1 of 2 runs recorded so far")
+    assert user.partial.read_bytes() == kept
+    user.sample(1)
+    assert "wrote plan.safetensors from 2 runs" in user.told[-1]
+
+
+def test_a_fit_that_fails_in_any_way_leaves_the_result_of_the_run(user, monkeypatch):
+    def fails(*_args, **_kwargs):
+        raise MemoryError
+
+    user.sample(0)
+    with monkeypatch.context() as patch:
+        patch.setattr("paro_attention.calibration.recorder.Recorder.finish", fails)
+        user.sample(1)
+    assert user.told[-1] == "not recorded: MemoryError" and user.recorded == 2
+    user.sample(2)
+    assert "wrote plan.safetensors from 2 runs" in user.told[-1]

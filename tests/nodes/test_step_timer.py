@@ -90,6 +90,18 @@ def test_a_failing_call_is_not_counted(clock):
     assert timer.end_run() is None
 
 
+def test_events_that_cannot_be_read_do_not_fail_the_run(clock, monkeypatch):
+    def not_ready(_begin, _end):
+        raise RuntimeError("device not ready")
+
+    timer = StepTimer()
+    timer.begin_run(3)
+    for step in range(3):
+        forward(timer, clock, 1 - step / 10)
+    monkeypatch.setattr(step_timer, "_seconds", not_ready)
+    assert timer.end_run() is None
+
+
 def test_the_status_names_it():
     stats = RunStats("1", "load", handled=4, time=StepTime(1.2345, 3.0))
     assert "; sparse attention 41 % of the step, 1.23 s of 3 s" in stats.line()
