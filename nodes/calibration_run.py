@@ -21,12 +21,18 @@ from . import attention_hook
 from .calibration_progress import CalibrationProgress
 from .calibration_sampling import CalibrationSettings, RunSampler, recorded_sigmas
 from .conditioning import Conditioning, zero_negative
-from .input_digest import digest, model_digest
+from .input_digest import digest
 from .model_identity import identify
 from .preview import MAX_SIDE, preview_picture
 from .recording import RecordingHandler, recorder_for
 from .report_picture import HeadSample
-from .unfinished import model_inputs, read_result, result_tensors, resumed_or_none
+from .unfinished import (
+    earlier_inputs,
+    model_inputs,
+    read_result,
+    result_tensors,
+    resumed_or_none,
+)
 
 logger = logging.getLogger("paro_attention")
 
@@ -110,7 +116,7 @@ def calibrate(
 
     inputs = {
         **model_inputs(clean, identity),
-        "earlier_model": digest(earlier_model and model_digest(earlier_model)),
+        **earlier_inputs(earlier_model),
         "prompts": digest(prompts),
         "negative": digest(negative),
         "latent": digest(latent),

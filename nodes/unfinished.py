@@ -20,8 +20,9 @@ from ..calibration.recording_state import (
     read_recording,
     resume_recording,
 )
+from .families import find_family
 from .input_digest import digest, model_digest
-from .model_identity import weight_distance
+from .model_identity import identify, weight_distance
 from .report_picture import HeadSample
 
 EXTENSION = ".partial"
@@ -58,6 +59,16 @@ def model_inputs(model: Any, identity: ModelIdentity) -> dict[str, str]:
         _WEIGHTS: identity.weights,
         "ComfyUI version": host,
     }
+
+
+def earlier_inputs(model: Any | None) -> dict[str, str]:
+    """What of the model of the steps before decides about what is recorded, by name."""
+    if model is None:
+        return {"earlier_model": digest(None)}
+    diffusion_model = model.get_model_object("diffusion_model")
+    weights = identify(model).weights if find_family(diffusion_model) is not None else ""
+    sigmas = getattr(model.get_model_object("model_sampling"), "sigmas", None)  # its shift
+    return {"earlier_model": digest(model_digest(model), weights, sigmas)}
 
 
 def find_unfinished(path: Path, inputs: Mapping[str, str]) -> SavedRecording | None:

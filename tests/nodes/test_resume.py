@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from paro_attention.nodes import unfinished
 from paro_attention.nodes.calibration_progress import CalibrationProgress
 from plan_contents import plan_contents
 
@@ -139,3 +141,24 @@ def test_runs_from_before_take_no_time():
     assert words.line(2, 4, 0) == "calibrating, run 3 of 4, step 0 of 10 · x"
     now[0] = 50
     assert "about 2 min 30 s left" in words.line(2, 4, 5)
+
+
+def test_another_model_of_the_earlier_steps_is_another_input(monkeypatch):
+    def model(weights: str = "w", shift: float = 1.0, strength: float = 1.0) -> SimpleNamespace:
+        objects = {
+            "diffusion_model": SimpleNamespace(dtype=torch.float16, weights=weights),
+            "model_sampling": SimpleNamespace(sigmas=torch.linspace(0, 1, 5) * shift),
+        }
+        return SimpleNamespace(
+            get_model_object=objects.get, patches={"q": [(strength, torch.ones(3))]},
+            model_options={},
+        )  # fmt: skip
+
+    monkeypatch.setattr(unfinished, "find_family", lambda inner: inner.weights or None)
+    monkeypatch.setattr(unfinished, "identify", lambda model: model.get_model_object(
+        "diffusion_model"))  # fmt: skip
+    others = [None, model("v"), model(""), model(shift=2.0), model(strength=0.5)]
+    same = unfinished.earlier_inputs(model())
+    assert unfinished.earlier_inputs(model()) == same
+    for other in others:
+        assert unfinished.earlier_inputs(other) != same
