@@ -81,8 +81,12 @@ class LoadPicture {
     const wanted = JSON.stringify([plan, text]);
     if (wanted === this.#wanted) return;
     this.#wanted = wanted;
-    if (plan) this.reload();
-    else this.#picture.showText(text);
+    if (plan) {
+      this.reload();
+    } else {
+      this.#asked += 1; // an answer that is still to come belongs to the plan before
+      this.#picture.showText(text);
+    }
   }
 
   /** Asks for the plan again: it may have been written anew. */
