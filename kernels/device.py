@@ -48,6 +48,19 @@ def unavailable_reason(
     return None
 
 
+def runs_on_int4_units(
+    device: torch.device, head_dim: int, block: tuple[int, int], qk_bits: int, pv_bits: int
+) -> bool:
+    """True where a call in these bits multiplies 4-bit integers natively (sm_80, 86, 87, 89)."""
+    if (qk_bits, pv_bits) != (4, 4) or device.type != "cuda":
+        return False
+    if unavailable_reason(device, head_dim=head_dim) is not None:
+        return False
+    from .triton.int4 import int4_available
+
+    return int4_available(torch.cuda.get_device_capability(device), head_dim, block)
+
+
 def fp8_supported(device: torch.device) -> bool:
     """True where the card multiplies FP8 (sm_89 and newer)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY

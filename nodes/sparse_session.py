@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import Plan, PlanRuntime, RuntimeOptions, TokenGrid
-from ..kernels import unavailable_reason
+from ..kernels import runs_on_int4_units, unavailable_reason
 from .attention_call import CROSS_ATTENTION, VisualCall
 from .run_stats import RunStats
 from .step_timer import StepTimer
@@ -169,7 +169,7 @@ class SparseSession:
         stats = self._stats
         if stats is not None:
             stats.handled += 1
-            stats.kernel = stats.kernel or self._kernel_name(call.q.device)
+            stats.kernel = stats.kernel or self._kernel_name(call.q, runtime.block)
             stats.details = stats.details or runtime.describe()
         return out
 
@@ -235,6 +235,9 @@ class SparseSession:
         """On a CPU the reference runs, which has no excuse to fail."""
         return device.type == "cpu"
 
-    def _kernel_name(self, device: torch.device) -> str:
-        where = "reference on CPU" if device.type == "cpu" else "Triton"
-        return f"QK {self._options.qk_bits} bits, PV {self._options.pv_bits} bits, {where}"
+    def _kernel_name(self, q: torch.Tensor, block: tuple[int, int]) -> str:
+        qk_bits, pv_bits = self._options.qk_bits, self._options.pv_bits
+        where = "reference on CPU" if q.device.type == "cpu" else "Triton"
+        if runs_on_int4_units(q.device, q.shape[-1], block, qk_bits, pv_bits):
+            where = "Triton on INT4 units"
+        return f"QK {qk_bits} bits, PV {pv_bits} bits, {where}"

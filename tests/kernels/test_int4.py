@@ -11,6 +11,7 @@ import pytest
 import torch
 from attention_cases import CASES, HEAD_DIMS, JOINT, make_inputs, relative_error
 from int4_model import attention_of_packed
+from paro_attention.kernels import runs_on_int4_units
 from paro_attention.kernels.int4_launch import (
     CAPABILITIES,
     KEY_BLOCKS,
@@ -49,6 +50,10 @@ def test_packed_operands_hold_what_the_reference_rounds_to(case):
     )  # fmt: skip
     # The rotation runs in float16: a few levels on a rounding boundary fall the other way.
     assert relative_error(got, want) < 2.5e-2
+
+
+def test_no_call_on_a_cpu_runs_on_int4_units():
+    assert not runs_on_int4_units(torch.device("cpu"), 128, (64, 64), 4, 4)
 
 
 def test_cards_with_int4_units_are_served():

@@ -190,6 +190,11 @@ RUN = {
             "4 bits run on 8-bit units, not faster than 8",
         ),
         (
+            {"dense": {}, "kernel": "QK 4 bits, PV 4 bits, Triton on INT4 units"},
+            "Last run: 20 of 24 attention calls sparse · mean density 0.43 · "
+            "QK 4 bits, PV 4 bits, Triton on INT4 units",
+        ),
+        (
             {"dense": {}, "kernel": "", "details": "density 0.1, keeps 58% of the attention by"},
             "Last run: 20 of 24 attention calls sparse · mean density 0.43 · "
             "only 58 % of the attention kept: raise density",
