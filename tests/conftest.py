@@ -7,11 +7,15 @@ import os
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 HAS_GPU = torch.cuda.is_available()
+# A busy machine is no failure: tests have no clock.
+hypothesis.settings.register_profile("paro", deadline=None)
+hypothesis.settings.load_profile("paro")
 
 if not HAS_GPU:
     # Triton reads this when it is imported, so it must be set before anything imports the kernels.

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from paro_attention.kernels import BlockMask, block_mask
 
@@ -23,14 +23,12 @@ def pack(mask, query_blocks, key_blocks):
     return full, BlockMask.from_dense(full, (64, 64), tokens)
 
 
-@settings(deadline=None)
 @given(dense_masks())
 def test_unpacking_gives_the_packed_mask_back(case):
     full, packed = pack(*case)
     assert torch.equal(packed.to_dense(), full)
 
 
-@settings(deadline=None)
 @given(dense_masks())
 def test_lists_hold_the_computed_blocks_in_ascending_order(case):
     full, packed = pack(*case)

@@ -2,7 +2,7 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from paro_attention.kernels.block_mask import BLOCK_SIZES
 from paro_attention.kernels.key_packing import KeyPacking
@@ -11,7 +11,6 @@ from paro_attention.kernels.packed_layout import PackedLayout, padded_head_dim
 BLOCKS = tuple(itertools.product(BLOCK_SIZES, repeat=2))
 
 
-@settings(deadline=None)
 @given(st.integers(1, 1000), st.integers(0, 500), st.sampled_from(BLOCKS))
 def test_no_block_holds_grid_and_extra_tokens(grid_tokens, extra_tokens, block):
     layout = PackedLayout.of(grid_tokens + extra_tokens, grid_tokens, block)
@@ -26,7 +25,6 @@ def test_no_block_holds_grid_and_extra_tokens(grid_tokens, extra_tokens, block):
     assert layout.stored_blocks == last_token // block[1] + 1
 
 
-@settings(deadline=None)
 @given(st.integers(1, 300), st.integers(0, 200), st.sampled_from(BLOCK_SIZES))
 def test_packed_keys_are_all_there_in_their_order(grid_tokens, extra_tokens, key_block):
     packing = KeyPacking(grid_tokens + extra_tokens, grid_tokens, key_block)
