@@ -96,12 +96,13 @@ def map_rows(
         block: (query, key) tokens of a block.
         scale: softmax scale.
     """
-    from .triton.block_mass import gather, head_alignment
+    from .triton.block_mass import gather
+    from .triton.primitives import stride_alignment
 
     tokens, head_dim = q.shape[1:]
     k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
     rows = -(-tokens // block[1]) * block[1]
-    alignment = head_alignment(k, v)
+    alignment = stride_alignment(head_dim, (k.stride(0), v.stride(0)))
     chosen = permutation[:, positions.view(-1)][order_of_map.long()].long()  # [N, R]
     with torch.cuda.device_of(q):
         (keys, pooled_keys), (values, pooled_values) = (

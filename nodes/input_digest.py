@@ -86,5 +86,5 @@ def _add_tensor(state: Any, value: Tensor) -> None:
         if flat.numel() > _WHOLE:
             flat = flat[:: flat.numel() // _WHOLE]
         state.update(flat.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    except (RuntimeError, TypeError, NotImplementedError):
+    except (RuntimeError, TypeError):
         state.update(b"?")  # quantised in a way of its own, or not there yet

@@ -8,8 +8,7 @@ from torch import Tensor
 from ..key_packing import HIDING_BIAS
 from .attention import attention_kernel
 from .call_plan import CallPlan, Tile, strides_of
-
-LOG2_E = 1.4426950408889634
+from .primitives import LOG2_E
 
 
 def attend(plan: CallPlan, tensors: dict[str, Tensor]) -> None:

@@ -17,9 +17,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..packed_layout import padded_head_dim
-from .primitives import head_offset, row_mask
+from .primitives import LOG2_E, head_offset, row_mask, stride_alignment
 
-LOG2_E = 1.4426950408889634
 GATHER_ROWS = 64
 # Notes of one step of the final sum; a program holds this many in registers.
 NOTES_AT_ONCE = 4096
@@ -246,13 +245,6 @@ def measure(
     )  # fmt: skip
 
 
-def head_alignment(*tensors: Tensor) -> int:
-    """What the kernels may be told to divide the head strides of [H, S, D]; 1 says nothing."""
-    if tensors[0].shape[-1] % 16 == 0:
-        return 1
-    return 8 if all(x.stride(0) % 8 == 0 for x in tensors) else 1
-
-
 def kernel_block_mass(
     q: Tensor, k: Tensor, permutation: Tensor, block: tuple[int, int], head_of_map: Tensor,
     order_of_map: Tensor, scale: float, launch: MassLaunch | None = None,
@@ -269,6 +261,6 @@ def kernel_block_mass(
             measure(
                 q[entry], k[entry], permutation.contiguous(), head_of_map.contiguous(),
                 order_of_map.contiguous(), mass, block, scale, 1 / batch,
-                head_alignment(q[entry], k[entry]), launch, add=entry > 0,
+                stride_alignment(head_dim, (q.stride(1), k.stride(1))), launch, add=entry > 0,
             )  # fmt: skip
     return mass

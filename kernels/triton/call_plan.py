@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..launch import LaunchConfig, select_launch
 from ..packed_layout import PackedLayout, padded_head_dim, pooled_tile
+from .primitives import stride_alignment
 
 # A new prompt length is a new plan; forgetting old ones costs a look at the arguments.
 MAX_PLANS = 512
@@ -148,12 +149,13 @@ class CallPlan:
         width = padded_head_dim(head_dim)
         capability = (9, 0) if shape.device < 0 else torch.cuda.get_device_capability(shape.device)
         launch = select_launch(shape.block, width, shape.qk_bits, shape.pv_bits, capability)
+        of_heads = (stride for n in range(3) for stride in strides_of(shape, n)[:2])
         tma = launch.tma and 4 not in (shape.qk_bits, shape.pv_bits)
         return cls(
             shape=shape,
             layout=PackedLayout.of(tokens, shape.grid_tokens, shape.block),
             width=width,
-            alignment=_alignment(shape),
+            alignment=stride_alignment(head_dim, of_heads),
             launch=launch,
             tma=tma,
             paired=launch.paired and shape.fp8 and shape.qk_bits == 8,
@@ -276,14 +278,3 @@ def plan_of(shape: CallShape) -> CallPlan:
             _plans.clear()
         plan = _plans[shape] = CallPlan.of(shape)
     return plan
-
-
-def _alignment(shape: CallShape) -> int:
-    """Triton finds strides of multiples of 16 by itself; odd multiples of 8 channels need telling.
-
-    1 says nothing.
-    """
-    if shape.sizes[3] % 16 == 0:
-        return 1
-    of_rows = (s for i, s in enumerate(shape.strides) if i % 4 < 2)
-    return 8 if all(stride % 8 == 0 for stride in of_rows) else 1

@@ -24,8 +24,8 @@ from ..packed_layout import PackedLayout, padded_head_dim
 from .int4_mma import block_barrier, copy_to_shared, load_a, matrix_layout
 from .int4_prepass import prepare_int4
 from .int4_tile import attend_int4_tile, load_queries, pooled_tail
+from .primitives import LOG2_E, stride_alignment
 
-LOG2_E = 1.4426950408889634
 # Sizes that change with length and density must not lead to another compilation.
 NOT_SPECIALIZED = (
     "S", "H", "grid_tokens", "extra_start", "rows_padded", "query_blocks", "key_blocks",
@@ -225,7 +225,8 @@ def int4_attention(
     block = (query_block, key_block)
     layout = PackedLayout.of(tokens, grid_tokens, block)
     width = padded_head_dim(head_dim)
-    alignment = _alignment(q, k, v)
+    strides = (stride for x in (q, k, v) for stride in x.stride()[:2])
+    alignment = stride_alignment(head_dim, strides)
     launch = select_int4_launch(block, width, torch.cuda.get_device_capability(q.device))
     warps = launch.warps
     extra_tokens = tokens - grid_tokens
@@ -248,14 +249,3 @@ def int4_attention(
             num_warps=warps, maxnreg=launch.max_registers,
         )  # fmt: skip
     return out
-
-
-def _alignment(*tensors: Tensor) -> int:
-    """What the kernels may be told to divide the strides of batch and head; 1 says nothing.
-
-    Triton finds multiples of 16 by itself; heads of an odd multiple of 8 channels need telling.
-    """
-    if tensors[0].shape[-1] % 16 == 0:
-        return 1
-    strides = [stride for x in tensors for stride in x.stride()[:2]]
-    return 8 if all(stride % 8 == 0 for stride in strides) else 1

@@ -2,8 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import triton
 import triton.language as tl
+
+LOG2_E = 1.4426950408889634
+
+
+def stride_alignment(head_dim: int, strides: Iterable[int]) -> int:
+    """What the kernels may be told to divide the strides of batch and head; 1 says nothing.
+
+    Triton finds multiples of 16 by itself; heads of an odd multiple of 8 channels need telling.
+    """
+    if head_dim % 16 == 0:
+        return 1
+    return 8 if all(stride % 8 == 0 for stride in strides) else 1
 
 
 @triton.jit

@@ -14,7 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .block_mass import INTERPRETED_PROGRAMS, LOG2_E
+from .block_mass import INTERPRETED_PROGRAMS
+from .primitives import LOG2_E
 
 ROW_TILE = 64
 

@@ -80,10 +80,7 @@ def attend_tile(
             value = tl.load(values + first * D + (n[:, None] * D + d[None, :]))
         acc = tl.dot(p.to(value.dtype), value, acc * alpha[:, None])
     else:
-        if TMA:
-            vt = tl.trans(values.load([v_row + block * D, 0]))
-        else:
-            vt = tl.load(values + block * (D * KEY_BLOCK) + (d[None, :] * KEY_BLOCK + n[:, None]))
+        vt = transposed(values, v_row, block, D, KEY_BLOCK, TMA)
         if FP8:
             # P times 2**8 in numerator and denominator: FP8's subnormals are out of the way.
             p = tl.exp2(s * factor[:, None] - (new_max - 8.0)[:, None])
