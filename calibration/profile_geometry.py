@@ -10,13 +10,13 @@ rotary positions are not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from ..kernels import unavailable_reason
-from ..kernels.profile_api import Axes, Runs, masses_of_profiles, spread_values
+from ..kernels.profile_api import ProfilePlaces
 from .device_copy import to_device
 from .offset_profile import OffsetBins, RunCentres
 from .token_grid import TokenGrid
@@ -49,7 +49,7 @@ class ProfileGeometry:
             device: where the work is to be done.
             query_blocks: int64 indices, to look at some query blocks only; all when None.
         """
-        self.bins = bins
+        self.bins, self._tokens = bins, grid.tokens
         self.queries = RunCentres.of(order, grid, block[0], device=device).at(query_blocks)
         self.keys = RunCentres.of(order, grid, block[1], device=device)
         self.key_tokens = self.keys.tokens.sum(1)
@@ -68,6 +68,7 @@ class ProfileGeometry:
         keep = corners <= _CACHED_CORNERS and not self._by_kernel
         self._cache = list(self._tiles()) if keep else None
         self._reached: Tensor | None = None
+        self._own_places: ProfilePlaces | None = None
 
     def evaluate(self, profiles: Tensor) -> Tensor:
         """Predicted block mass.
@@ -79,7 +80,8 @@ class ProfileGeometry:
             float32 [N, Qb, KVb], rows sum to 1.
         """
         if self._by_kernel:
-            return _normalised(masses_of_profiles(profiles, *self._places))
+            flat = profiles.reshape(len(profiles), -1).contiguous()
+            return self._places.mass(flat, self._first(len(flat)))
         flat = profiles.reshape(len(profiles), -1)
         mass = flat.new_zeros(len(flat), self.query_blocks, self.key_blocks)
         for rows, index, weight in self._walk():
@@ -101,6 +103,10 @@ class ProfileGeometry:
         Returns:
             float32 [N, bf, bh, bw]; bins that no pair touches are 0 (see `fill`).
         """
+        if self._by_kernel:
+            orders, touch = self._first(len(mass)), self._touch
+            flat = _fitted(self._places, mass, orders, touch, self.key_tokens, refinements)
+            return flat.view(len(mass), *self.bins.shape)
         profiles = self._spread(mass / self.key_tokens)
         for _ in range(refinements):
             predicted = self.evaluate(profiles)
@@ -141,15 +147,19 @@ class ProfileGeometry:
         return means.view(len(values), *self.bins.shape)
 
     @property
-    def _places(self) -> tuple[Runs, Runs, Axes]:
+    def _places(self) -> ProfilePlaces:
         """Where runs and bins lie, for the kernels."""
-        frames, height, width = self._axes
-        queries, keys = ((runs.centre, runs.tokens) for runs in (self.queries, self.keys))
-        return queries, keys, (frames, height, width)
+        if self._own_places is None:
+            self._own_places = _places_of([self])
+        return self._own_places
+
+    def _first(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.int32, device=self._axes[0].device)
 
     def _scatter(self, values: Tensor) -> Tensor:
         if self._by_kernel:
-            return spread_values(values, *self._places)
+            ones = values.contiguous()
+            return self._places.spread(ones, self._first(len(ones)), float(self._tokens))
         size = self.bins.shape[0] * self.bins.shape[1] * self.bins.shape[2]
         sums = values.new_zeros(len(values), size)
         for rows, index, weight in self._walk():
@@ -186,6 +196,66 @@ class ProfileGeometry:
             index = [base * len(positions) + side for base in index for side, _ in sides]
             weight = [base * part for base in weight for _, part in sides]
         return torch.stack(index), torch.stack(weight)
+
+
+class GeometryStack:
+    """The geometries of several orders of one grid, for the kernels."""
+
+    def __init__(self, geometries: Sequence[ProfileGeometry]) -> None:
+        self._places = _places_of(geometries)
+        self._touch = torch.stack([geometry._touch for geometry in geometries])
+        self._key_tokens = geometries[0].key_tokens  # every order cuts its blocks alike
+
+    @property
+    def bins(self) -> int:
+        """Bins of a profile."""
+        return self._touch.shape[1]
+
+    def scores(self, mass: Tensor, orders: Tensor, forced: Tensor, refinements: int) -> Tensor:
+        """What the profiles fitted to a measured mass predict, as a ranking of the blocks.
+
+        Args:
+            mass: float32 [N, Qb, KVb], rows sum to 1, contiguous.
+            orders: int32 [N], index of each map's geometry.
+            forced: int8 [Qb, KVb], blocks that every mask keeps.
+            refinements: as `ProfileGeometry.fit`.
+
+        Returns:
+            float32 [N, Qb, KVb], infinite where blocks are forced and at the best of each row.
+        """
+        touch = self._touch[orders.long()]
+        profiles = _fitted(self._places, mass, orders, touch, self._key_tokens, refinements)
+        return self._places.scores(profiles, orders, forced)
+
+
+def _places_of(geometries: Sequence[ProfileGeometry]) -> ProfilePlaces:
+    frames, height, width = geometries[0]._axes
+    queries, keys = (
+        (
+            torch.stack([getattr(geometry, side).centre for geometry in geometries]),
+            torch.stack([getattr(geometry, side).tokens for geometry in geometries]),
+        )
+        for side in ("queries", "keys")
+    )
+    return ProfilePlaces(queries, keys, (frames, height, width), geometries[0]._tokens)
+
+
+def _fitted(
+    places: ProfilePlaces,
+    mass: Tensor,
+    orders: Tensor,
+    touch: Tensor,
+    key_tokens: Tensor,
+    refinements: int,
+) -> Tensor:
+    """`ProfileGeometry.fit` by the kernels: float32 [N, bins]."""
+    touch = touch.clamp_min(1e-20)
+    # Rows of mass sum to 1; twice that is room for rounding.
+    profiles = places.spread(mass / key_tokens, orders, 2.0).div_(touch)
+    for _ in range(refinements):
+        ratios = places.spread_ratios(mass.contiguous(), profiles, orders)
+        profiles.mul_(ratios.div_(touch))
+    return profiles
 
 
 def _bracket(offset: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -6,117 +6,113 @@ is what the tests hold it against.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 if TYPE_CHECKING:
-    from .triton.sampled_rows import RowAttention
+    from .triton.sampled_rows import DenseRows, Maps
 
 
-@dataclass(frozen=True, slots=True)
-class MapRows:
-    """Sampled rows of N maps with the keys and values of each in its own order.
+class ExtraRows(NamedTuple):
+    """What extra keys add to R rows of N maps, relative to each row's sum over the grid.
 
     Attributes:
-        queries: [N, R, D], the rows.
-        pooled_keys, pooled_values: float32 [N, KVb, D], mean of each key block.
-        keys, values: [N, rows, padded D], zeros behind the end.
-        tokens: keys of each map.
-        block: (query, key) tokens of a block.
-        rows_of_block: rows of each query block of the sample.
-        scale: softmax scale.
+        weighted: float32 [N, R, padded D] sum of p * v.
+        total: float32 [N, R] sum of p.
+        shrink: float32 [N, R] what the grid's sum becomes.
     """
 
-    queries: Tensor
-    pooled_keys: Tensor
-    pooled_values: Tensor
-    keys: Tensor
-    values: Tensor
-    tokens: int
-    block: tuple[int, int]
-    rows_of_block: int
-    scale: float
+    weighted: Tensor
+    total: Tensor
+    shrink: Tensor
 
-    def attend(self, computed: Tensor | None = None) -> RowAttention:
-        """Attention of the rows, base-2 logarithms.
+
+class SampledMaps:
+    """Sampled rows of N maps; only where the kernels run. R: rows of a map, in whole tiles."""
+
+    def __init__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        permutation: Tensor,
+        head_of_map: Tensor,
+        order_of_map: Tensor,
+        positions: Tensor,
+        valid: Tensor,
+        block: tuple[int, int],
+        scale: float,
+    ) -> None:
+        """Makes the pass over all keys.
 
         Args:
-            computed: bool [N, n, KVb], the blocks to look at; all when None.
+            q, k, v: [H, S, D] of one batch entry, float16 or bfloat16, any strides.
+            permutation: int32 [O, S] on the device of q.
+            head_of_map, order_of_map: int32 [N] head and row of ``permutation`` of each map.
+            positions: int32 [n * r], places in the order of r rows of each of n query blocks.
+            valid: float32 [n, r], 0 for rows that do not count.
+            block: (query, key) tokens of a block.
+            scale: softmax scale.
+        """
+        from .triton.primitives import stride_alignment
+        from .triton.sampled_errors import mass_of_rows
+        from .triton.sampled_rows import ROW_TILE, Maps, attend_all
+
+        q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+        self._rows_of_block = valid.shape[1]
+        missing = -len(positions) % ROW_TILE
+        pad = torch.nn.functional.pad
+        self._valid = pad(valid.reshape(-1), (0, missing))
+        self._maps: Maps = Maps(
+            q, k, v, permutation, head_of_map, order_of_map, pad(positions, (0, missing)), block,
+            self._rows_of_block, scale,
+            stride_alignment(q.shape[-1], (q.stride(0), k.stride(0), v.stride(0))),
+        )  # fmt: skip
+        self.dense: DenseRows = attend_all(self._maps)
+        shape = (len(head_of_map), len(valid), self.dense.block_logits.shape[1])
+        self.mass = torch.empty(shape, dtype=torch.float32, device=q.device)  # [N, n, KVb]
+        mass_of_rows(self.dense, self._valid, len(valid), self._rows_of_block, self.mass)
+        self._pooled: Tensor | None = None
+
+    @property
+    def queries(self) -> Tensor:
+        """[N, R, D], the rows of q."""
+        chosen = self._maps.permutation[:, self._maps.positions.long()].long()
+        heads, orders = self._maps.head_of_map.long(), self._maps.order_of_map.long()
+        return self._maps.q[heads[:, None], chosen[orders]]
+
+    def errors(
+        self, kept: Tensor, tail_weights: Tensor, extra: ExtraRows | None
+    ) -> tuple[Tensor, Tensor]:
+        """Squared output errors with a mask.
+
+        Args:
+            kept: int8 [N, n, KVb], the blocks that are computed.
+            tail_weights: float32, exp of each tail bias.
+            extra: what the extra keys add.
 
         Returns:
-            float32 output [N, R, D] and logsumexp [N, R], and the whole pass' notes.
+            float32 [N, len(tail_weights)], and [N] the energy of the dense output.
         """
-        from .triton.sampled_rows import ROW_TILE, attend_sampled_rows
+        from .triton.sampled_errors import pool_values, row_errors
+        from .triton.sampled_rows import attend_kept
 
-        rows, head_dim = self.queries.shape[1:]
-        missing = (0, self.keys.shape[2] - head_dim, 0, -rows % ROW_TILE)
-        padded = pad(self.queries, missing) if any(missing) else self.queries
-        found = attend_sampled_rows(
-            padded, self.keys, self.values, self.tokens, self.block[1], self.scale,
-            None if computed is None else computed.contiguous(), self.rows_of_block,
-        )  # fmt: skip
-        return found._replace(
-            output=found.output[:, :rows, :head_dim], logsumexp=found.logsumexp[:, :rows]
-        )
-
-    def block_probabilities(self, whole: RowAttention) -> Tensor:
-        """float32 [N, KVb, R]: probability of each key block, from a pass over all blocks."""
-        from .triton.sampled_rows import keys_of_step
-
-        rows = self.queries.shape[1]
-        p = (whole.notes[:, :, :rows] - whole.logsumexp[:, None]).exp2()
-        steps = self.block[1] // keys_of_step(self.block[1])
-        if steps == 1:
-            return p
-        return pad(p, (0, 0, 0, -p.shape[1] % steps)).unflatten(1, (-1, steps)).sum(2)
+        if self._pooled is None:
+            self._pooled = pool_values(self._maps)
+        part = attend_kept(self._maps, kept, self.dense.top)
+        sums = row_errors(
+            self.dense, part, kept, self._pooled, self._valid, tail_weights,
+            self._maps.k.shape[1], self._maps.block[1], self._rows_of_block, extra,
+        ).sum(1)  # fmt: skip
+        return sums[:, : len(tail_weights)], sums[:, len(tail_weights)]
 
 
-def map_rows(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    permutation: Tensor,
-    head_of_map: Tensor,
-    order_of_map: Tensor,
-    positions: Tensor,
-    block: tuple[int, int],
-    scale: float,
-) -> MapRows:
-    """Gathers what the passes over the keys read; only where the kernels run.
+def keep_greatest(
+    score: Tensor, mass: Tensor, row_weight: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    """As ``triton.sampled_errors.keep_greatest``; only where the kernels run."""
+    from .triton import sampled_errors
 
-    Args:
-        q, k, v: [H, S, D] of one batch entry, float16 or bfloat16, any strides.
-        permutation: int32 [O, S] on the device of q.
-        head_of_map, order_of_map: int32 [N] head and row of ``permutation`` of each map.
-        positions: int64 [n, r], places in the order of r rows of each of n query blocks.
-        block: (query, key) tokens of a block.
-        scale: softmax scale.
-    """
-    from .triton.block_mass import gather
-    from .triton.primitives import stride_alignment
-
-    tokens, head_dim = q.shape[1:]
-    k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (k, v))
-    rows = -(-tokens // block[1]) * block[1]
-    alignment = stride_alignment(head_dim, (k.stride(0), v.stride(0)))
-    chosen = permutation[:, positions.view(-1)][order_of_map.long()].long()  # [N, R]
-    with torch.cuda.device_of(q):
-        (keys, pooled_keys), (values, pooled_values) = (
-            gather(x, permutation, head_of_map, order_of_map, rows, block[1], alignment, pool=True)
-            for x in (k, v)
-        )
-    return MapRows(
-        queries=q[head_of_map.long()[:, None], chosen],
-        pooled_keys=pooled_keys[..., :head_dim],
-        pooled_values=pooled_values[..., :head_dim],
-        keys=keys,
-        values=values,
-        tokens=tokens,
-        block=block,
-        rows_of_block=positions.shape[1],
-        scale=scale,
-    )
+    return sampled_errors.keep_greatest(score, mass, row_weight, counts)

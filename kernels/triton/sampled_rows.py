@@ -1,12 +1,16 @@
 """Attention of sampled query rows over all keys of their maps, whole or with some blocks left out.
 
-The keys of a map are shared among ``splits`` programs per tile of rows, because a sample alone is
-too short to fill a card; their parts are joined by weight afterwards. Whole passes also note the
-log-sum-exp of every row over every step of BN keys, from which block mass follows.
+Rows of q, k and v are read where the model left them, through the order of the map: a map costs no
+copy of its keys, and the maps of one head share those in the cache. Where the rows are too few to
+fill the card, ``splits`` programs share the keys of a tile of rows.
+
+Running maxima are rounded up to whole numbers (base 2), so that rescaling only changes exponents:
+probabilities round alike in both passes, however their sums are cut.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,164 +18,305 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..packed_layout import padded_head_dim
 from .block_mass import INTERPRETED_PROGRAMS
-from .primitives import LOG2_E
+from .primitives import LOG2_E, head_offset
 
-ROW_TILE = 64
+ROW_TILE = 128
 
 
-class RowAttention(NamedTuple):
-    """Attention of R rows of N maps, base-2 logarithms.
+class Maps(NamedTuple):
+    """Rows of N maps. Fields as in ``sampled_rows_api.MapRows``."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    permutation: Tensor
+    head_of_map: Tensor
+    order_of_map: Tensor
+    positions: Tensor
+    block: tuple[int, int]
+    rows_of_block: int
+    scale: float
+    alignment: int
+
+
+class DenseRows(NamedTuple):
+    """Attention of R rows of N maps over all of their keys, base-2 logarithms.
 
     Attributes:
-        output: float32 [N, R, D], softmax over the keys that were looked at.
-        logsumexp: float32 [N, R] over the same keys; about -1e30 where there was none.
-        notes: float32 [N, steps, R] log-sum-exp over each step of ``keys_of_step(block)`` keys;
-            1 element where blocks were left out.
+        output: float32 [N, R, D].
+        logsumexp: float32 [N, R].
+        top: float32 [N, R], a whole number that no logit exceeds.
+        block_logsumexp: float32 [N, KVb, R], over each key block.
+        block_logits: float32 [N, KVb, R], sum of the logits of each key block.
     """
 
     output: Tensor
     logsumexp: Tensor
-    notes: Tensor
+    top: Tensor
+    block_logsumexp: Tensor
+    block_logits: Tensor
 
 
-def keys_of_step(key_block: int) -> int:
-    """Keys of one step of the kernel's loop, a divisor of the key block."""
-    return min(key_block, 64)
+@dataclass(frozen=True, slots=True)
+class RowsLaunch:
+    """Launch of the two passes: rows of a program and Triton's options."""
+
+    rows: int
+    num_warps: int
+    num_stages: int
+
+
+def select_rows_launch(width: int, device: torch.device) -> RowsLaunch:
+    """The launch for a padded head dimension."""
+    capability = (9, 0) if device.type == "cpu" else torch.cuda.get_device_capability(device)
+    roomy = capability in ((8, 0), (9, 0), (10, 0))
+    if width > 128:
+        return RowsLaunch(64, 8, 2 if roomy else 1)
+    # Tokens are fetched before their keys: five stages are one step of keys ahead, three none.
+    return RowsLaunch(ROW_TILE, 8, 5 if roomy else 3)
 
 
 @triton.jit
-def attend_step(
-    acc, row_sum, row_max, q, keys, values, first, end, kept, scale_log2,
-    D: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, RAGGED: tl.constexpr,
-):  # fmt: skip
-    """Folds BN keys into (acc, row_sum, row_max) and returns their log-sum-exp as well.
-
-    MASKED: rows whose ``kept`` is 0 leave these keys out; the running maximum is over all keys all
-    the same, so that whole and masked passes round alike.
-    """
-    n = tl.arange(0, BN)
+def rows_of(X, token, stride_s, HEAD_DIM: tl.constexpr, D: tl.constexpr):
+    """[tokens, D] rows of a head; channels behind HEAD_DIM are 0."""
     d = tl.arange(0, D)
-    s = tl.dot(q, tl.load(keys + first * D + (n[None, :] * D + d[:, None])))
+    at = X + token.to(tl.int64)[:, None] * stride_s + d[None, :]
+    if HEAD_DIM == D:
+        return tl.load(at)
+    else:
+        return tl.load(at, mask=(d < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
+def logits_of(
+    q, K, order, first, end, stride_s, scale_log2,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """Base-2 logits of BN keys from place ``first`` on, -inf behind ``end``, and their tokens."""
+    place = first + tl.arange(0, BN)
+    token = tl.load(order + place, mask=place < end, other=0) if RAGGED else tl.load(order + place)
+    s = tl.dot(q, tl.trans(rows_of(K, token, stride_s, HEAD_DIM, D))) * scale_log2
     if RAGGED:
-        s = tl.where((first + n < end)[None, :], s, float("-inf"))
-    new_max = tl.maximum(row_max, tl.max(s, 1) * scale_log2)
-    p = tl.exp2(s * scale_log2 - new_max[:, None])
-    if MASKED:
-        p = p * kept[:, None]
+        s = tl.where((place < end)[None, :], s, float("-inf"))
+    return s, token
+
+
+@triton.jit
+def dense_step(
+    acc, row_sum, row_max, block_sum, block_logits, q, K, V, order, first, end, fresh,
+    k_stride_s, v_stride_s, scale_log2,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """Folds BN keys into the sums; ``fresh``: a key block begins with them."""
+    s, token = logits_of(  # pyright: ignore[reportGeneralTypeIssues]
+        q, K, order, first, end, k_stride_s, scale_log2, HEAD_DIM, D, BN, RAGGED
+    )  # fmt: skip
+    new_max = tl.maximum(row_max, tl.ceil(tl.max(s, 1)))
+    p = tl.exp2(s - new_max[:, None])
     alpha = tl.exp2(row_max - new_max)
     total = tl.sum(p, 1)
-    value = tl.load(values + first * D + (n[:, None] * D + d[None, :]))
+    if RAGGED:
+        s = tl.where((first + tl.arange(0, BN) < end)[None, :], s, 0.0)
+    logits = tl.sum(s, 1)
+    value = rows_of(V, token, v_stride_s, HEAD_DIM, D)
     acc = tl.dot(p.to(value.dtype), value, acc * alpha[:, None])
-    return acc, row_sum * alpha + total, new_max, new_max + tl.log2(total)
+    block_sum = tl.where(fresh, 0.0, block_sum * alpha) + total
+    block_logits = tl.where(fresh, 0.0, block_logits) + logits
+    return acc, row_sum * alpha + total, new_max, block_sum, block_logits
 
 
-@triton.jit(
-    do_not_specialize=("S", "rows", "samples", "blocks", "rows_of_block", "key_blocks", "steps")
-)
-def sampled_rows_kernel(
-    Q, keys, values, computed, out, logsumexp, notes,
-    S, rows, samples, blocks, rows_of_block, key_blocks, steps, splits, scale_log2,
-    D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, STEPS_OF_BLOCK: tl.constexpr,
-    MASKED: tl.constexpr,
+@triton.jit(do_not_specialize=("S", "rows", "key_blocks", "splits"))
+def dense_rows_kernel(
+    Q, K, V, permutation, positions, head_of_map, order_of_map,
+    out, logsumexp, top, block_logsumexp, block_logits,
+    q_stride_h, q_stride_s, k_stride_h, k_stride_s, v_stride_h, v_stride_s,
+    S, rows, key_blocks, splits, scale_log2,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, STEPS_OF_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid (samples / BM, splits, maps); Q [maps, samples, D], keys and values [maps, rows, D].
-
-    MASKED: ``computed`` [maps, blocks, key_blocks] int8 says which blocks are looked at.
-    """
+    """Grid (rows / BM, splits, maps)."""
     split = tl.program_id(1)
     n = tl.program_id(2).to(tl.int64)
     r = tl.program_id(0) * BM + tl.arange(0, BM)
-    d = tl.arange(0, D)
-    q = tl.load(Q + (n * samples + r)[:, None] * D + d[None, :])
-    keys += n * rows * D
-    values += n * rows * D
-    notes += n * steps * samples + r
-    block_of_row = tl.minimum(r // rows_of_block, blocks - 1)
-    computed += (n * blocks + block_of_row) * key_blocks
-    begin = (split * steps) // splits
-    end = ((split + 1) * steps) // splits
+    h = tl.load(head_of_map + n).to(tl.int64)
+    order = permutation + tl.load(order_of_map + n).to(tl.int64) * S
+    Q += head_offset(0, h, 0, q_stride_h, ALIGNMENT)
+    K += head_offset(0, h, 0, k_stride_h, ALIGNMENT)
+    V += head_offset(0, h, 0, v_stride_h, ALIGNMENT)
+    q = rows_of(Q, tl.load(order + tl.load(positions + r)), q_stride_s, HEAD_DIM, D)
+    block_logsumexp += n * key_blocks * rows + r
+    block_logits += n * key_blocks * rows + r
+    begin = (split * key_blocks) // splits * STEPS_OF_BLOCK
+    end = tl.minimum(((split + 1) * key_blocks) // splits * STEPS_OF_BLOCK, (S + BN - 1) // BN)
     whole = tl.minimum(end, tl.maximum(begin, S // BN))
 
     acc = tl.zeros([BM, D], tl.float32)
     row_sum = tl.zeros([BM], tl.float32)
     row_max = tl.full([BM], -1e30, tl.float32)
-    kept = row_sum
+    block_sum = row_sum
+    logits = row_sum
     for step in range(begin, whole):
-        if MASKED:
-            kept = tl.load(computed + step // STEPS_OF_BLOCK).to(tl.float32)
-        acc, row_sum, row_max, note = attend_step(
-            acc, row_sum, row_max, q, keys, values, step * BN, S, kept, scale_log2,
-            D, BN, MASKED, False,
+        acc, row_sum, row_max, block_sum, logits = dense_step(
+            acc, row_sum, row_max, block_sum, logits, q, K, V, order, step * BN, S,
+            step % STEPS_OF_BLOCK == 0, k_stride_s, v_stride_s, scale_log2,
+            HEAD_DIM, D, BN, False,
         )  # fmt: skip
-        if not MASKED:
-            tl.store(notes + step * samples, note)
+        # The last step of a block overwrites what those before it wrote.
+        tl.store(block_logsumexp + step // STEPS_OF_BLOCK * rows, row_max + tl.log2(block_sum))
+        tl.store(block_logits + step // STEPS_OF_BLOCK * rows, logits)
     for step in tl.range(whole, end, num_stages=1):
-        if MASKED:
-            kept = tl.load(computed + step // STEPS_OF_BLOCK).to(tl.float32)
-        acc, row_sum, row_max, note = attend_step(
-            acc, row_sum, row_max, q, keys, values, step * BN, S, kept, scale_log2,
-            D, BN, MASKED, True,
+        acc, row_sum, row_max, block_sum, logits = dense_step(
+            acc, row_sum, row_max, block_sum, logits, q, K, V, order, step * BN, S,
+            step % STEPS_OF_BLOCK == 0, k_stride_s, v_stride_s, scale_log2,
+            HEAD_DIM, D, BN, True,
         )  # fmt: skip
-        if not MASKED:
-            tl.store(notes + step * samples, note)
+        tl.store(block_logsumexp + step // STEPS_OF_BLOCK * rows, row_max + tl.log2(block_sum))
+        tl.store(block_logits + step // STEPS_OF_BLOCK * rows, logits)
 
-    at = (n * splits + split) * samples + r
-    some = row_sum > 0.0
-    acc = acc * (1.0 / tl.where(some, row_sum, 1.0))[:, None]
-    tl.store(out + at[:, None] * D + d[None, :], acc)
-    tl.store(logsumexp + at, tl.where(some, row_max + tl.log2(row_sum), -1e30))
+    at = (n * splits + split) * rows + r
+    tl.store(out + at[:, None] * D + tl.arange(0, D)[None, :], acc * (1.0 / row_sum)[:, None])
+    tl.store(logsumexp + at, row_max + tl.log2(row_sum))
+    tl.store(top + at, row_max)
 
 
-def attend_sampled_rows(
-    q: Tensor, keys: Tensor, values: Tensor, tokens: int, key_block: int, scale: float,
-    computed: Tensor | None = None, rows_of_block: int = 1,
-) -> RowAttention:  # fmt: skip
-    """Attention of sampled rows.
+@triton.jit
+def kept_step(
+    acc, row_sum, row_max, kept, q, K, V, order, first, end, k_stride_s, v_stride_s, scale_log2,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, BN: tl.constexpr, RAGGED: tl.constexpr,
+):  # fmt: skip
+    """Adds BN keys to the sums of the rows whose ``kept`` is 1."""
+    s, token = logits_of(  # pyright: ignore[reportGeneralTypeIssues]
+        q, K, order, first, end, k_stride_s, scale_log2, HEAD_DIM, D, BN, RAGGED
+    )  # fmt: skip
+    p = tl.exp2(s - row_max[:, None]) * kept[:, None]
+    value = rows_of(V, token, v_stride_s, HEAD_DIM, D)
+    acc = tl.dot(p.to(value.dtype), value, acc)
+    return acc, row_sum + tl.sum(p, 1)
 
-    Args:
-        q: [N, R, D], R a multiple of ROW_TILE.
-        keys, values: [N, rows, D] from ``gather``, in whole key blocks, in the dtype of q.
-        tokens: keys of each map; the rest of ``rows`` is padding.
-        key_block: key tokens of a block.
-        scale: softmax scale.
-        computed: bool [N, n, KVb], the blocks that are looked at by each ``rows_of_block`` rows;
-            rows behind the last of n blocks go with it. None: all blocks.
-        rows_of_block: rows of q per query block.
-    """
-    maps, samples, width = q.shape
-    keys_at_once = keys_of_step(key_block)
-    steps = triton.cdiv(tokens, keys_at_once)
-    splits = _splits(maps * (samples // ROW_TILE), steps, q.device)
-    like = {"dtype": torch.float32, "device": q.device}
-    out = torch.empty(maps, splits, samples, width, **like)
-    logsumexp = torch.empty(maps, splits, samples, **like)
-    whole = computed is None
-    notes = torch.empty((maps, steps, samples) if whole else (1,), **like)
-    hopper = q.device.type == "cpu" or torch.cuda.get_device_capability(q.device)[0] == 9
-    blocks, key_blocks = (1, 1) if computed is None else computed.shape[1:]
-    with torch.cuda.device_of(q):
-        sampled_rows_kernel[(samples // ROW_TILE, splits, maps)](
-            q, keys, values, notes if computed is None else computed.view(torch.int8),
-            out, logsumexp, notes, tokens, keys.shape[1], samples, blocks, rows_of_block,
-            key_blocks, steps, splits, scale * LOG2_E,
-            D=width, BM=ROW_TILE, BN=keys_at_once, STEPS_OF_BLOCK=key_block // keys_at_once,
-            MASKED=not whole, num_warps=4 if hopper and width <= 128 else 8,
-            num_stages=2 if width <= 128 else 1,
+
+@triton.jit(
+    do_not_specialize=("S", "rows", "key_blocks", "splits", "blocks", "rows_of_block")
+)  # fmt: skip
+def kept_rows_kernel(
+    Q, K, V, permutation, positions, head_of_map, order_of_map, kept, top, out, totals,
+    q_stride_h, q_stride_s, k_stride_h, k_stride_s, v_stride_h, v_stride_s,
+    S, rows, key_blocks, splits, blocks, rows_of_block, scale_log2,
+    HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
+    BM: tl.constexpr, BN: tl.constexpr, STEPS_OF_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (rows / BM, splits, maps); ``kept`` int8 [maps, blocks, key_blocks]."""
+    split = tl.program_id(1)
+    n = tl.program_id(2).to(tl.int64)
+    r = tl.program_id(0) * BM + tl.arange(0, BM)
+    h = tl.load(head_of_map + n).to(tl.int64)
+    order = permutation + tl.load(order_of_map + n).to(tl.int64) * S
+    Q += head_offset(0, h, 0, q_stride_h, ALIGNMENT)
+    K += head_offset(0, h, 0, k_stride_h, ALIGNMENT)
+    V += head_offset(0, h, 0, v_stride_h, ALIGNMENT)
+    q = rows_of(Q, tl.load(order + tl.load(positions + r)), q_stride_s, HEAD_DIM, D)
+    kept += (n * blocks + tl.minimum(r // rows_of_block, blocks - 1)) * key_blocks
+    row_max = tl.load(top + n * rows + r)
+    begin = (split * key_blocks) // splits * STEPS_OF_BLOCK
+    end = tl.minimum(((split + 1) * key_blocks) // splits * STEPS_OF_BLOCK, (S + BN - 1) // BN)
+    whole = tl.minimum(end, tl.maximum(begin, S // BN))
+
+    acc = tl.zeros([BM, D], tl.float32)
+    row_sum = tl.zeros([BM], tl.float32)
+    for step in range(begin, whole):
+        looked_at = tl.load(kept + step // STEPS_OF_BLOCK).to(tl.float32)
+        acc, row_sum = kept_step(
+            acc, row_sum, row_max, looked_at, q, K, V, order, step * BN, S,
+            k_stride_s, v_stride_s, scale_log2, HEAD_DIM, D, BN, False,
+        )  # fmt: skip
+    for step in tl.range(whole, end, num_stages=1):
+        looked_at = tl.load(kept + step // STEPS_OF_BLOCK).to(tl.float32)
+        acc, row_sum = kept_step(
+            acc, row_sum, row_max, looked_at, q, K, V, order, step * BN, S,
+            k_stride_s, v_stride_s, scale_log2, HEAD_DIM, D, BN, True,
+        )  # fmt: skip
+
+    at = (n * splits + split) * rows + r
+    tl.store(out + at[:, None] * D + tl.arange(0, D)[None, :], acc)
+    tl.store(totals + at, row_sum)
+
+
+def attend_all(maps: Maps, launch: RowsLaunch | None = None) -> DenseRows:
+    """The rows over all keys."""
+    shape, common, options = _call(maps, launch)
+    count, splits, rows, width, key_blocks = shape
+    like = {"dtype": torch.float32, "device": maps.q.device}
+    out = torch.empty(count, splits, rows, width, **like)
+    logsumexp, top = torch.empty(2, count, splits, rows, **like)
+    block_logsumexp, block_logits = torch.empty(2, count, key_blocks, rows, **like)
+    with torch.cuda.device_of(maps.q):
+        dense_rows_kernel[(rows // options["BM"], splits, count)](
+            *common[0], out, logsumexp, top, block_logsumexp, block_logits, *common[1],
+            rows, key_blocks, splits, maps.scale * LOG2_E, **options,
         )  # fmt: skip
     if splits == 1:
-        return RowAttention(out[:, 0], logsumexp[:, 0], notes)
-    top = logsumexp.amax(1, keepdim=True)
-    weight = (logsumexp - top).exp2()
+        return DenseRows(out[:, 0], logsumexp[:, 0], top[:, 0], block_logsumexp, block_logits)
+    most = logsumexp.amax(1, keepdim=True)
+    weight = (logsumexp - most).exp2_()
     total = weight.sum(1)
-    # Where no split saw a key, all of them weigh alike and their outputs are 0.
-    joined = torch.einsum("nsrd,nsr->nrd", out, weight)
-    return RowAttention(joined / total[..., None], top[:, 0] + total.log2(), notes)
+    joined = out.mul_(weight[..., None]).sum(1).div_(total[..., None])
+    whole = total.log2_().add_(most[:, 0])
+    return DenseRows(joined, whole, top.amax(1), block_logsumexp, block_logits)
 
 
-def _splits(tiles: int, steps: int, device: torch.device) -> int:
-    """Programs per tile of rows that fill the card about four times, 8 steps each at least."""
+def attend_kept(
+    maps: Maps, kept: Tensor, top: Tensor, launch: RowsLaunch | None = None
+) -> tuple[Tensor, Tensor]:
+    """The rows over the blocks that ``kept``, int8 [N, n, KVb], names.
+
+    Returns:
+        float32 sum of p * v [N, R, padded D] and of p [N, R], p being relative to 2 ** ``top``.
+    """
+    shape, common, options = _call(maps, launch)
+    count, splits, rows, width, key_blocks = shape
+    like = {"dtype": torch.float32, "device": maps.q.device}
+    out = torch.empty(count, splits, rows, width, **like)
+    totals = torch.empty(count, splits, rows, **like)
+    with torch.cuda.device_of(maps.q):
+        kept_rows_kernel[(rows // options["BM"], splits, count)](
+            *common[0], kept, top, out, totals, *common[1], rows, key_blocks, splits,
+            kept.shape[1], maps.rows_of_block, maps.scale * LOG2_E, **options,
+        )  # fmt: skip
+    return (out[:, 0], totals[:, 0]) if splits == 1 else (out.sum(1), totals.sum(1))
+
+
+def _call(
+    maps: Maps, launch: RowsLaunch | None
+) -> tuple[tuple[int, ...], tuple[tuple[Tensor, ...], tuple[int, ...]], dict[str, int]]:
+    """Sizes (maps, splits, rows, width, key blocks), what both launches begin with, options."""
+    tokens, head_dim = maps.q.shape[1:]
+    width, key_blocks = padded_head_dim(head_dim), -(-tokens // maps.block[1])
+    launch = launch or select_rows_launch(width, maps.q.device)
+    count, rows = len(maps.head_of_map), len(maps.positions)
+    keys = min(maps.block[1], 64)
+    splits = _splits(count * (rows // launch.rows), key_blocks, maps.q.device)
+    tensors = (
+        maps.q, maps.k, maps.v, maps.permutation, maps.positions, maps.head_of_map,
+        maps.order_of_map,
+    )  # fmt: skip
+    strides = [x.stride(axis) for x in (maps.q, maps.k, maps.v) for axis in (0, 1)]
+    options = {
+        "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": maps.alignment, "BM": launch.rows,
+        "BN": keys, "STEPS_OF_BLOCK": maps.block[1] // keys,
+        "num_warps": launch.num_warps, "num_stages": launch.num_stages,
+    }  # fmt: skip
+    return (count, splits, rows, width, key_blocks), (tensors, (*strides, tokens)), options
+
+
+def _splits(tiles: int, key_blocks: int, device: torch.device) -> int:
+    """Programs per tile of rows: the fewest that leave a tenth of the card idle at most."""
     if device.type == "cpu":
-        return min(INTERPRETED_PROGRAMS, steps)
-    wanted = 8 * torch.cuda.get_device_properties(device).multi_processor_count
-    return max(1, min(-(-wanted // tiles), steps // 8, 16))
+        return min(INTERPRETED_PROGRAMS, key_blocks)
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+
+    def waste(splits: int) -> float:
+        programs = tiles * splits
+        return -(-programs // processors) * processors / programs
+
+    return min(range(1, max(2, min(key_blocks // 4, 16) + 1)), key=lambda s: max(waste(s), 1.1))

@@ -122,3 +122,21 @@ def test_profiles_are_those_of_the_cpu():
     torch.testing.assert_close(
         here.evaluate(want.cuda()).cpu(), there.evaluate(want), rtol=1e-4, atol=1e-8
     )
+    assert torch.equal(here.fit(mass.cuda()).cpu(), got)
+
+
+def test_scores_repeat_bit_for_bit():
+    grid, block = TokenGrid(5, 27, 40), (64, 128)
+    q, k, v = strided(grid.tokens, 3, 128, torch.bfloat16, count=3)
+    call = RecordedCall(q, k, v, JointLayout.of(q.shape[2], grid, 0), None)
+    orders = GridOrders(grid, block)
+    names = ("FHW", "WHF", "5x3x4")
+    permutations = torch.stack([orders.permutation(name, q.device) for name in names]).int()
+    profiles = [orders.geometry(name, q.device, sampled=True) for name in names]
+    first, *others = (
+        scores_of_heads(call, permutations, profiles.__getitem__, block, 0.3, 128**-0.5)
+        for _ in range(6)
+    )
+    assert first[..., ENERGY].min() > 0
+    for again in others:
+        assert torch.equal(again, first)
