@@ -6,11 +6,14 @@ much of the host's time as the launches do, so that the function behind it is ca
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .attend import attend
 from .call_plan import CallPlan, CallShape, plan_of
+from .head_groups import HeadGroups
 from .int4 import int4_attention, int4_available
 from .prepass import prepare, prepared_buffers, rotation_matrix
 
@@ -78,15 +81,54 @@ def attend_blocks(
         with torch.cuda.device_of(q):
             stream = torch.cuda.current_stream(q.device).cuda_stream
             addresses["out"] = out.data_ptr()
-            if not plan.replay(q.device, stream, addresses):
-                _record(plan, given, out)
+            fits = True
+            try:
+                replayed = plan.replay(q.device, stream, addresses)
+            except torch.cuda.OutOfMemoryError:
+                replayed = fits = False
+            if not replayed:
+                _attend_anew(plan, given, out, fits)
     else:
-        _record(plan, given, out)
+        _attend_anew(plan, given, out, True)
     return out
 
 
+def _attend_anew(plan: CallPlan, given: dict[str, Tensor], out: Tensor, fits: bool) -> None:
+    """The first call of a shape, and all calls of one that does not fit as a whole."""
+    groups = plan.groups
+    if groups is None:
+        plan.buffers = prepared_buffers(plan)
+        groups = HeadGroups.of(*plan.shape.sizes[:2], plan.workspace, out.device)
+        plan.groups = groups
+    if not fits:
+        groups.shrink(out)
+    groups.run(given, out, partial(_attend_heads, plan))
+
+
+def _attend_heads(plan: CallPlan, given: dict[str, Tensor], out: Tensor) -> None:
+    """Attention of all heads of the call that a plan is for, or of a group of them."""
+    q = given["q"]
+    shape = plan.shape
+    if q.shape == shape.sizes:
+        _record(plan, given, out)
+        return
+    addresses = {name: x.data_ptr() for name, x in given.items()}
+    plan = plan_of(
+        shape._replace(
+            sizes=tuple(q.shape),
+            aligned=tuple([address % 16 == 0 for address in addresses.values()]),
+            lists=(*shape.lists[:2], min(shape.lists[2], 1)),
+            row_heads=shape.sizes[1],
+        )
+    )
+    addresses["out"] = out.data_ptr()
+    stream = torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else 0
+    if not plan.replay(q.device, stream, addresses):
+        _record(plan, given, out)
+
+
 def _record(plan: CallPlan, given: dict[str, Tensor], out: Tensor) -> None:
-    """The first call of a shape."""
+    """Launches a call as the next ones of its shape will be."""
     device = given["q"].device
     plan.buffers = prepared_buffers(plan)
     if plan.shape.qk_bits == 4:

@@ -36,9 +36,9 @@ def attend(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
             "v_scale", "v_low", "pooled_k", "pooled_v", tail_keys, "tail_key_scale", tail_values,
         ),
         (
-            *strides_of(shape, 0), tokens, heads, layout.grid_tokens, layout.extra_start,
-            layout.rows, query_blocks, layout.key_blocks, layout.stored_blocks, bit_words,
-            extra_tokens if biases > 1 else 0, shape.scale * LOG2_E,
+            *strides_of(shape, 0), tokens, shape.row_heads or heads, layout.grid_tokens,
+            layout.extra_start, layout.rows, query_blocks, layout.key_blocks, layout.stored_blocks,
+            bit_words, extra_tokens if biases > 1 else 0, shape.scale * LOG2_E,
         ),
         {
             "HEAD_DIM": head_dim, "D": plan.width, "ALIGNMENT": plan.alignment,

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..launch import LaunchConfig, select_launch
 from ..packed_layout import PackedLayout, padded_head_dim, pooled_tile
+from .head_groups import HeadGroups
 from .primitives import stride_alignment
 
 # A new prompt length is a new plan; forgetting old ones costs a look at the arguments.
@@ -41,6 +42,7 @@ class CallShape(NamedTuple):
         block: (query, key) tokens of a block.
         qk_bits, pv_bits, fp8, tail, biased, scale: as in ``sparse_attention``; ``fp8`` only with
             8-bit V.
+        row_heads: heads of a row of the output where the call is a group of them; 0: its own.
     """
 
     device: int
@@ -57,6 +59,7 @@ class CallShape(NamedTuple):
     tail: bool
     biased: bool
     scale: float
+    row_heads: int = 0
 
 
 class Buffer(NamedTuple):
@@ -125,6 +128,7 @@ class CallPlan:
         tma, paired: whether keys and values come by the copy engine; whether two blocks a step.
         buffers: the call's own tensors by name.
         kept: tensors by name that all calls share.
+        groups: how many heads run together; decided by the first call.
     """
 
     shape: CallShape
@@ -136,6 +140,7 @@ class CallPlan:
     paired: bool
     buffers: dict[str, Buffer] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
+    groups: HeadGroups | None = None
     _launches: dict[tuple[Any, str], _Launch] = field(default_factory=dict)
     _offsets: dict[str, int] = field(default_factory=dict)
     _kept_at: dict[str, int] = field(default_factory=dict)
@@ -177,6 +182,11 @@ class CallPlan:
     def pooled(self) -> bool:
         """Whether the pre-pass pools: for the tail, or because 4 bits are relative to the means."""
         return self.shape.tail or 4 in (self.shape.qk_bits, self.shape.pv_bits)
+
+    @property
+    def workspace(self) -> int:
+        """Bytes of the call's own tensors."""
+        return sum(buffer.bytes for buffer in self.buffers.values())
 
     def allocate(self, device: torch.device) -> dict[str, Tensor]:
         """The call's own tensors, uninitialised."""
@@ -246,10 +256,18 @@ class CallPlan:
             device: of the call's tensors.
             stream: address of the current stream.
             given: addresses of the tensors that the call was given.
+
+        Raises:
+            torch.cuda.OutOfMemoryError: the workspace does not fit. Nothing was launched, and
+                nothing will be until a call of the shape is recorded again.
         """
         if not self._recorded:
             return False
-        workspace = torch.empty(self._workspace, dtype=torch.uint8, device=device)
+        try:
+            workspace = torch.empty(self._workspace, dtype=torch.uint8, device=device)
+        except torch.cuda.OutOfMemoryError:
+            self._recorded = False
+            raise
         base = workspace.data_ptr()
         at = given | self._kept_at
         for name, offset in self._offsets.items():
