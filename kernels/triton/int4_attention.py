@@ -12,6 +12,8 @@ enters the weight of the whole tile; one 16-bit product forms those logits for e
 
 from __future__ import annotations
 
+from functools import lru_cache, partial
+
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -21,8 +23,9 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from ..int4_launch import select_int4_launch
 from ..key_packing import HIDING_BIAS
 from ..packed_layout import PackedLayout, padded_head_dim
+from .head_groups import HeadGroups
 from .int4_mma import block_barrier, copy_to_shared, load_a, matrix_layout
-from .int4_prepass import prepare_int4
+from .int4_prepass import int4_buffers, mean_of_keys, prepare_int4
 from .int4_tile import attend_int4_tile, load_queries, pooled_tail
 from .primitives import LOG2_E, stride_alignment
 
@@ -33,6 +36,8 @@ NOT_SPECIALIZED = (
 )  # fmt: skip
 # Tiles whose mean keys' logits are formed at once.
 AHEAD = gl.constexpr(8)
+# Kinds of calls whose groups of heads are remembered.
+MAX_KINDS = 512
 # Gluon of Triton 3.9 calls it otherwise.
 OLD_GLUON = gl.constexpr(hasattr(gl.shared_memory_descriptor, "_reinterpret"))
 
@@ -222,7 +227,51 @@ def int4_attention(
     dimension and the block are such as ``int4_serves`` allows.
     """
     batch, heads, tokens, head_dim = q.shape
-    block = (query_block, key_block)
+    out = q.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
+    # Triton launches on the current device, which need not be that of q.
+    with torch.cuda.device_of(q):
+        given = {
+            "q": q, "k": k, "v": v, "permutation": permutation, "order_of_head": order_of_head,
+            "row_offsets": row_offsets, "kv_indices": kv_indices, "computed_bits": computed_bits,
+            "tail_bias": tail_bias, "key_bias": key_bias,
+            "k_mean": mean_of_keys(k, padded_head_dim(head_dim)),
+        }  # fmt: skip
+        block = (query_block, key_block)
+        groups = _groups_of(q.device, q.dtype, q.shape, grid_tokens, block)
+        groups.run(
+            given, out, partial(
+                _attend_heads, row_heads=heads, biased=biased, grid_tokens=grid_tokens,
+                block=block, tail=tail, scale=scale,
+            ),
+        )  # fmt: skip
+    return out
+
+
+@lru_cache(maxsize=MAX_KINDS)
+def _groups_of(
+    device: torch.device, dtype: torch.dtype, sizes: torch.Size, grid_tokens: int,
+    block: tuple[int, int],
+) -> HeadGroups:  # fmt: skip
+    """The same for all calls of a kind: what one learns the next ones know."""
+    batch, heads, tokens, head_dim = sizes
+    layout = PackedLayout.of(tokens, grid_tokens, block)
+    width = padded_head_dim(head_dim)
+    buffers = int4_buffers(batch * heads, layout, block[1], width, dtype)
+    return HeadGroups.of(batch, heads, sum(x.bytes for x in buffers.values()), device)
+
+
+def _attend_heads(
+    given: dict[str, Tensor], out: Tensor, *, row_heads: int, biased: bool, grid_tokens: int,
+    block: tuple[int, int], tail: bool, scale: float,
+) -> None:  # fmt: skip
+    """Pre-pass and attention of all heads of a call, or of a group of them.
+
+    ``row_heads`` counts the heads of a row of the output.
+    """
+    q, k, v, key_bias = (given[name] for name in ("q", "k", "v", "key_bias"))
+    permutation, order_of_head = given["permutation"], given["order_of_head"]
+    bits = given["computed_bits"]
+    batch, heads, tokens, head_dim = q.shape
     layout = PackedLayout.of(tokens, grid_tokens, block)
     width = padded_head_dim(head_dim)
     strides = (stride for x in (q, k, v) for stride in x.stride()[:2])
@@ -231,21 +280,17 @@ def int4_attention(
     warps = launch.warps
     extra_tokens = tokens - grid_tokens
     tiles = -(-grid_tokens // (16 * warps)) + -(-extra_tokens // (16 * warps))
-    out = q.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
-    # Triton launches on the current device, which need not be that of q.
-    with torch.cuda.device_of(q):
-        prepared = prepare_int4(
-            q, k, v, permutation, order_of_head, layout, key_block, width, alignment
-        )
-        int4_attention_kernel[(tiles, batch * heads)](
-            q, out, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias,
-            key_bias, *prepared, *q.stride()[:3],
-            tokens, heads, grid_tokens, layout.extra_start, layout.rows, computed_bits.shape[1],
-            layout.key_blocks, layout.stored_blocks, computed_bits.shape[2],
-            extra_tokens if biased and key_bias.shape[0] > 1 else 0, scale * LOG2_E,
-            HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment,
-            QUERY_BLOCK=query_block, KEY_BLOCK=key_block, STAGES=launch.stages, TAIL=tail,
-            EXTRA=extra_tokens > 0, BIASED=biased, HIDING=HIDING_BIAS, WARPS=warps,
-            num_warps=warps, maxnreg=launch.max_registers,
-        )  # fmt: skip
-    return out
+    prepared = prepare_int4(
+        q, k, v, permutation, order_of_head, given["k_mean"], layout, block[1], width, alignment
+    )
+    int4_attention_kernel[(tiles, batch * heads)](
+        q, out, permutation, order_of_head, given["row_offsets"], given["kv_indices"], bits,
+        given["tail_bias"], key_bias, *prepared, *q.stride()[:3],
+        tokens, row_heads, grid_tokens, layout.extra_start, layout.rows, bits.shape[1],
+        layout.key_blocks, layout.stored_blocks, bits.shape[2],
+        extra_tokens if biased and key_bias.shape[0] > 1 else 0, scale * LOG2_E,
+        HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment,
+        QUERY_BLOCK=block[0], KEY_BLOCK=block[1], STAGES=launch.stages, TAIL=tail,
+        EXTRA=extra_tokens > 0, BIASED=biased, HIDING=HIDING_BIAS, WARPS=warps,
+        num_warps=warps, maxnreg=launch.max_registers,
+    )  # fmt: skip

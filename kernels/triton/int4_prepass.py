@@ -19,6 +19,7 @@ from torch import Tensor
 from ..int4_layout import LANES, NIBBLES, ROWS, STEP, WORDS
 from ..packed_layout import PackedLayout
 from ..quantization import hadamard_matrix, statistics_step
+from .call_plan import Buffer
 from .prepass import rotate
 from .primitives import head_offset, round_to_int, row_mask, token_of_position
 
@@ -147,41 +148,55 @@ def int4_prepass_kernel(
         tl.store(v4 + stored * (ROWS * D // 8) + v_place, v_words)
 
 
+def int4_buffers(
+    pairs: int, layout: PackedLayout, key_block: int, width: int, dtype: torch.dtype
+) -> dict[str, Buffer]:
+    """The tensors of ``Int4Inputs`` by name, for so many pairs of batch entry and head."""
+    blocks, rows = layout.stored_blocks, layout.rows
+    words = (key_block * width // (NIBBLES * WORDS * LANES), LANES, WORDS)
+    return {
+        "q4": Buffer(torch.int32, (pairs, rows // ROWS, width // STEP, LANES, WORDS)),
+        "q_scale": Buffer(torch.float32, (pairs, rows)),
+        "k4": Buffer(torch.int32, (pairs, blocks, *words)),
+        "v4": Buffer(torch.int32, (pairs, blocks, *words)),
+        "record": Buffer(torch.float32, (pairs, blocks, RECORD_ROWS, max(width, key_block))),
+        "pooled_k": Buffer(dtype, (pairs, blocks, width)),
+        "pooled_v": Buffer(dtype, (pairs, blocks, width)),
+    }
+
+
 def prepare_int4(
-    q: Tensor, k: Tensor, v: Tensor, permutation: Tensor, order_of_head: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, permutation: Tensor, order_of_head: Tensor, k_mean: Tensor,
     layout: PackedLayout, key_block: int, width: int, alignment: int,
 ) -> Int4Inputs:  # fmt: skip
-    """Runs the pre-pass; ``key_block`` is 64 or 128, ``width`` the padded head dimension."""
+    """Runs the pre-pass; ``key_block`` is 64 or 128, ``width`` the padded head dimension.
+
+    ``k_mean`` is what ``mean_of_keys`` makes of k.
+    """
     batch, heads, tokens, head_dim = q.shape
     pairs, blocks, rows = batch * heads, layout.stored_blocks, layout.rows
-    chunks = key_block * width // (NIBBLES * WORDS * LANES)
-    record_width = max(width, key_block)
-
-    def buffer(*shape: int, dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=q.device)
-
     prepared = Int4Inputs(
-        q4=buffer(pairs, rows // ROWS, width // STEP, LANES, WORDS, dtype=torch.int32),
-        q_scale=buffer(pairs, rows, dtype=torch.float32),
-        k4=buffer(pairs, blocks, chunks, LANES, WORDS, dtype=torch.int32),
-        v4=buffer(pairs, blocks, chunks, LANES, WORDS, dtype=torch.int32),
-        record=buffer(pairs, blocks, RECORD_ROWS, record_width, dtype=torch.float32),
-        pooled_k=buffer(pairs, blocks, width, dtype=k.dtype),
-        pooled_v=buffer(pairs, blocks, width, dtype=v.dtype),
+        **{
+            name: torch.empty(buffer.sizes, dtype=buffer.dtype, device=q.device)
+            for name, buffer in int4_buffers(pairs, layout, key_block, width, q.dtype).items()
+        }
     )
-    k_mean = _mean_of_keys(k, width, statistics_step(tokens, 4, False))
     hadamard = hadamard_matrix(width, q.device, torch.float16)
     int4_prepass_kernel[(rows // key_block, pairs, 3)](
         q, k, v, permutation, order_of_head, k_mean, hadamard, *prepared,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
         tokens, heads, layout.grid_tokens, layout.extra_start, rows, blocks,
-        HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment, ROWS=key_block, WIDTH=record_width,
-        num_warps=4 if key_block < 128 else 8,
+        HEAD_DIM=head_dim, D=width, ALIGNMENT=alignment, ROWS=key_block,
+        WIDTH=max(width, key_block), num_warps=4 if key_block < 128 else 8,
     )  # fmt: skip
     return prepared
 
 
-def _mean_of_keys(k: Tensor, width: int, every: int) -> Tensor:
-    """float32 [B, H, width]: mean of every ``every``-th key, zero in the padding."""
+def mean_of_keys(k: Tensor, width: int) -> Tensor:
+    """float32 [B, H, width]: mean of a sample of the keys, zero in the padding.
+
+    Of all heads of a call: how torch adds them up depends on how many there are.
+    """
+    every = statistics_step(k.shape[2], 4, False)
     mean = k[:, :, ::every].mean(2, dtype=torch.float32)
     return torch.nn.functional.pad(mean, (0, width - k.shape[-1])).contiguous()

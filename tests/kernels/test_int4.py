@@ -36,9 +36,10 @@ def test_packed_operands_hold_what_the_reference_rounds_to(case):
     layout = PackedLayout.of(case.sequence, case.tokens, case.block)
     orders = torch.arange(case.heads, dtype=torch.int32)
     scale = case.head_dim**-0.5
+    width = padded_head_dim(case.head_dim)
     prepared = prepass.prepare_int4(
-        inputs.q, inputs.k, inputs.v, inputs.permutation, orders, layout, case.block[1],
-        padded_head_dim(case.head_dim), 1,
+        inputs.q, inputs.k, inputs.v, inputs.permutation, orders,
+        prepass.mean_of_keys(inputs.k, width), layout, case.block[1], width, 1,
     )  # fmt: skip
     got = attention_of_packed(
         prepared, inputs.q, inputs.permutation, orders, inputs.dense_mask, layout, case.block,

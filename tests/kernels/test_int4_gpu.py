@@ -69,15 +69,16 @@ def test_kernel_equals_reference(attend, case, dtype, tail):
 @pytest.mark.parametrize("case", SERVED, ids=lambda case: case.name)
 def test_kernel_makes_of_its_operands_what_their_integers_say(attend, case, tail):
     """Nothing is lost but the output's rounding, 2**-12.2 rms in float16."""
-    from paro_attention.kernels.triton.int4_prepass import prepare_int4
+    from paro_attention.kernels.triton.int4_prepass import mean_of_keys, prepare_int4
 
     case = replace(case, tokens=min(case.tokens, 1000))
     inputs = make_inputs(case, torch.float16, "cuda")
     layout = PackedLayout.of(case.sequence, case.tokens, case.block)
     orders = torch.arange(case.heads, dtype=torch.int32, device="cuda")
+    width = padded_head_dim(case.head_dim)
     prepared = prepare_int4(
-        inputs.q, inputs.k, inputs.v, inputs.permutation, orders, layout, case.block[1],
-        padded_head_dim(case.head_dim), 1,
+        inputs.q, inputs.k, inputs.v, inputs.permutation, orders,
+        mean_of_keys(inputs.k, width), layout, case.block[1], width, 1,
     )  # fmt: skip
     want = attention_of_packed(
         prepared, inputs.q, inputs.permutation, orders, inputs.dense_mask, layout, case.block,
