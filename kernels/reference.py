@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from .block_mask import BlockMask
+from .fp4_numerics import Fp4Logits, Fp4Values
 from .key_packing import KeyPacking, in_blocks
 from .packed_layout import padded_head_dim, pooled_tile
 from .quantization import (
@@ -54,8 +55,12 @@ def reference_attention(
     tail: bool,
     scale: float,
     key_bias: Tensor | None = None,
+    fp4: bool = False,
 ) -> Tensor:
-    """Attention of [B, H, S, D] inputs, rows in the model's order; see ``sparse_attention``."""
+    """Attention of [B, H, S, D] inputs, rows in the model's order; see ``sparse_attention``.
+
+    ``fp4``: 4/4 bits as the FP4 kernel has them (``fp4_numerics``), not in integers.
+    """
     batch, heads, tokens, head_dim = q.shape
     gather = permutation.long()[order_of_head.long()]  # [H, S]
     index = gather[None, :, :, None].expand(batch, -1, -1, head_dim)
@@ -86,6 +91,7 @@ def reference_attention(
             fp8=fp8,
             tail=tail,
             scale=scale,
+            fp4=fp4,
         )
         out[:, part] = torch.empty_like(rows).scatter_(2, index[:, part], rows).to(q.dtype)
     return out
@@ -108,12 +114,12 @@ def _attend(
     fp8: bool,
     tail: bool,
     scale: float,
+    fp4: bool,
 ) -> Tensor:
     tokens = q.shape[2]
     query_block, key_block = block
     packing = KeyPacking(tokens, grid_tokens, key_block)
-    key_blocks = computed.shape[-1]
-    query_blocks = computed.shape[-2]
+    query_blocks, key_blocks = computed.shape[-2:]
     # Every row computes the extra blocks; the rows of extra queries compute every block.
     computed = pad(computed, (0, packing.blocks - key_blocks, 0, 1), value=True)
     sizes = packing.sizes(q.device)
@@ -126,10 +132,14 @@ def _attend(
     low_tail = qk_bits == 8 and pv_bits == 8
     tail_tile = pooled_tile(key_block, q.shape[-1])
     exists = packing.exists(q.device)
-    logit_operands = _Logits(
-        q, k, means_k, exists, key_block, key_blocks, qk_bits, tail_tile if low_tail else 0
-    )
-    values = _Values(v, v_scale, means_v, exists, key_block, pv_bits, fp8)
+    if fp4:
+        logit_operands = Fp4Logits(q, k, means_k[..., :key_blocks, :], exists, key_block, dtype)
+        values = Fp4Values(v, means_v, exists, key_block)
+    else:
+        logit_operands = _Logits(
+            q, k, means_k, exists, key_block, key_blocks, qk_bits, tail_tile if low_tail else 0
+        )
+        values = _Values(v, v_scale, means_v, exists, key_block, pv_bits, fp8)
     pooled_v = means_v[..., :key_blocks, :]
     tail_values = _Values(
         pooled_v, v_scale, pooled_v, exists, tail_tile, pv_bits if low_tail else 16, fp8
