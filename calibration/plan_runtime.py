@@ -11,21 +11,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from ..kernels import BlockMask, sparse_attention
+from .block_budget import BlockBudget
 from .block_layout import block_count, checked_block
 from .block_selection import forced_blocks, least_selected, most_selected, select_blocks
-from .density_budget import (
-    FLOOR,
-    MASS_BUDGET_FROM,
-    band_densities,
-    error_benefit,
-    head_counts,
-    head_densities,
-    mass_benefit,
-)
 from .device_copy import to_device
 from .joint_sequence import JointLayout, SequencePermutations
 from .mask_store import MaskStore
-from .metrics import RECALL_DENSITIES
 from .noise_bands import checked_schedule
 from .plan import Plan
 from .predicted_mass import MassPredictor
@@ -60,10 +51,7 @@ class PlanRuntime:
         self._least = least_selected(grid.tokens, self.block)
         self._predictor = MassPredictor(plan, grid, self.block, self.device)
         self._masks = MaskStore(self.device)
-        self._sparse_layers = [n for n in range(plan.layers) if n not in set(options.dense_layers)]
-        self._counts: tuple[np.ndarray, ...] = ()
-        self._mean_recall: float | None = None
-        self.band_densities: tuple[float, ...] = ()
+        self._budget = BlockBudget(plan, options, self.blocks[0] * self.blocks[1], self._least)
         self._warm_above = math.inf
         self._warm_steps = 0
         self._steps = 0
@@ -85,17 +73,13 @@ class PlanRuntime:
             # Halfway to the last dense step: sigmas come back from the device rounded.
             self._warm_above = math.inf if warm == 0 else (steps[warm - 1] + steps[warm]) / 2
         per_band = [len(band) for band in self.plan.bands.steps_in(steps[warm:])]
-        shares = self.plan.shares if self.options.shares else (1.0,) * self.plan.bands.count
-        densities = band_densities(self.options.density, shares, per_band)
-        counts = tuple(self._band_counts(band, value) for band, value in enumerate(densities))
-        unchanged = len(counts) == len(self._counts) and all(
-            np.array_equal(a, b) for a, b in zip(counts, self._counts, strict=True)
-        )
-        self.band_densities = densities
-        if not unchanged:
-            self._counts = counts
-            self._mean_recall = None
+        if self._budget.share(per_band):
             self._masks.clear()
+
+    @property
+    def band_densities(self) -> tuple[float, ...]:
+        """Density of each noise band, over the steps that run sparse."""
+        return self._budget.densities
 
     def end_run(self) -> None:
         """Frees what is needed to build masks; the masks themselves stay for the next run."""
@@ -190,25 +174,15 @@ class PlanRuntime:
 
     def mean_recall(self) -> float:
         """Mean predicted recall over heads, sparse layers and noise bands; 1 where all is dense."""
-        if self._mean_recall is None:
-            bands = range(self.plan.bands.count)
-            recalls = [self.band_recall(layer, n) for layer in self._sparse_layers for n in bands]
-            self._mean_recall = float(np.mean(recalls)) if recalls else 1.0
-        return self._mean_recall
+        return self._budget.mean_recall()
 
     def band_recall(self, layer: int, band: int) -> np.ndarray:
         """float32 [H]: `predicted_recall` of a noise band."""
-        curves = self.plan.recall_profile[layer, band].numpy()
-        densities = self._counts[band][layer] / (self.blocks[0] * self.blocks[1])
-        grid = (0.0, *RECALL_DENSITIES)
-        recall = [
-            np.interp(d, grid, (0.0, *curve)) for d, curve in zip(densities, curves, strict=True)
-        ]
-        return np.array(recall, dtype=np.float32)
+        return self._budget.band_recall(layer, band)
 
     def head_densities(self, band: int) -> np.ndarray:
         """float64 [L, H]: density that every head is given at a noise band; dense layers have 1."""
-        return self._counts[band] / (self.blocks[0] * self.blocks[1])
+        return self._budget.head_densities(band)
 
     def describe(self) -> str:
         """One line about what was done to the plan for this run."""
@@ -225,53 +199,15 @@ class PlanRuntime:
         )
         return (
             f"{grid}; blocks {size}; density {self.options.density:g} as {bands} over the noise "
-            f"bands, {self._budget_in_words()}, keeps {self.mean_recall():.0%} of the attention by "
+            f"bands, {self._budget.in_words()}, keeps {self.mean_recall():.0%} of the attention by "
             f"calibration; {self._warm_steps} of {self._steps} steps dense "
             f"first{dense}; {len(plan.orders)} orders; {self.options.qk_bits}/"
             f"{self.options.pv_bits} bits, tail {'on' if self.options.tail else 'off'}"
         )
 
-    @property
-    def _budget(self) -> str:
-        """What the budget goes by: "error", "mass" or "head" (every head the same)."""
-        if self.options.budget == "head":
-            return "head"
-        if self.options.tail:
-            return "error"
-        return "mass" if self.options.density >= MASS_BUDGET_FROM - 1e-9 else "head"
-
-    def _budget_in_words(self) -> str:
-        if self._budget != "head":
-            return f"one budget for all heads by {self._budget}"
-        if self.options.budget == "global":
-            return f"the same for every head (no tail, density below {MASS_BUDGET_FROM:g})"
-        return "the same for every head"
-
-    def _band_counts(self, band: int, density: float) -> np.ndarray:
-        """Blocks to compute in each head at one noise band, int64 [L, H]."""
-        blocks = self.blocks[0] * self.blocks[1]
-        counts = np.full((self.plan.layers, self.plan.heads), blocks, dtype=np.int64)
-        if self._sparse_layers:
-            densities = self._head_densities(band, density)
-            shared = head_counts(densities, blocks, density)
-            counts[self._sparse_layers] = shared.reshape(-1, self.plan.heads)
-        return counts
-
-    def _head_densities(self, band: int, density: float) -> np.ndarray:
-        """Density of every head of the sparse layers."""
-        if self._budget == "head":
-            return np.full(len(self._sparse_layers) * self.plan.heads, min(density, 1.0))
-        by_error = self._budget == "error"
-        stored = self.plan.error if by_error else self.plan.recall_profile
-        curves = stored[self._sparse_layers, band].flatten(0, 1).numpy()
-        grid, benefit = error_benefit(curves) if by_error else mass_benefit(curves)
-        # Forced blocks and one per row are computed in any case.
-        least = self._least / (self.blocks[0] * self.blocks[1])
-        return head_densities(density, grid, benefit, max(FLOOR * density, least))
-
     def _build_mask(self, layer: int, band: int) -> BlockMask:
         mass = self._predictor(layer, band)
-        counts = self._counts[band][layer].tolist()
+        counts = self._budget.counts[band][layer].tolist()
         computed = select_blocks(mass, counts, self._forced)
         entries = most_selected(counts, self._least, self.blocks[0] * self.blocks[1])
         return BlockMask.from_dense(computed, self.block, self.grid.tokens, entries)
@@ -279,15 +215,14 @@ class PlanRuntime:
     def _is_plain(self, layer: int, band: int) -> bool:
         """Whether every block is computed in 16 bits: dense attention, whatever the order."""
         options = self.options
-        blocks = self.blocks[0] * self.blocks[1]
         return (
             options.implementation == "auto"
             and options.qk_bits == options.pv_bits == 16
-            and bool((self._counts[band][layer] >= blocks).all())
+            and self._budget.computes_all(layer, band)
         )
 
     def _following_layer(self, layer: int) -> int | None:
-        layers = self._sparse_layers
+        layers = self._budget.sparse_layers
         later = [other for other in layers if other > layer]
         return later[0] if later else (layers[0] if layers else None)
 

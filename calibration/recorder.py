@@ -14,17 +14,15 @@ from torch import Tensor
 
 from ..kernels.attention_rows import checked_heads
 from .block_layout import checked_block
-from .block_mass import block_mass
+from .call_measures import CallMeasures
 from .extra_keys import RecordedCall
 from .grid_orders import GridOrders
 from .joint_sequence import JointLayout
 from .mass_store import BlockPooling, MassStore, pool_factor
 from .noise_bands import NoiseBands, checked_schedule
 from .order_choice import CHOICES, OrderContest
-from .order_scores import ERROR_DENSITIES, error_curves, order_scores
 from .plan import ModelIdentity, Plan
 from .plan_builder import Findings, build_plan
-from .sampled_maps import map_errors, maps_are_served, scores_of_heads
 from .token_grid import TokenGrid
 from .token_order import candidate_orders
 
@@ -102,6 +100,7 @@ class Recorder:
         maps = layers * heads * self.bands.count * len(kinds)
         self._store = MassStore(BlockPooling(grid, self.block, pool_factor(grid, self.block, maps)))
         self._orders = GridOrders(grid, self.block)
+        self._measures = CallMeasures(self._orders, self.block, self.density)
         self._prompt: int | None = None
         self._device = torch.device("cpu")
 
@@ -185,7 +184,9 @@ class Recorder:
         self._device = q.device
         choosing = self._prompt < self.choosing_runs
         if choosing:
-            self._score(layer, call)
+            paper_metric = self.choice == "paper_metric"
+            scores = self._measures.scores(call, self.all_candidates, paper_metric=paper_metric)
+            self._contest.add(layer, scores)
         if not choosing or self._nothing_to_choose:
             self._measure(layer, self.bands.band_of(float(sigma)), call)
 
@@ -248,88 +249,14 @@ class Recorder:
             )
         return JointLayout.of(tokens, self.grid, dense_first)
 
-    def _score(self, layer: int, call: RecordedCall) -> None:
-        orders, device = self._orders, call.q.device
-        permutations = [orders.permutation(name, device) for name in self.all_candidates]
-        profiles = [orders.geometry(name, device, sampled=True) for name in self.all_candidates]
-        scale = self.head_dim**-0.5
-        if self.choice != "paper_metric" and maps_are_served(call.q):
-            stacked = torch.stack(permutations).int()
-            scores = scores_of_heads(
-                call, stacked, profiles.__getitem__, self.block, self.density, scale
-            )
-            self._contest.add(layer, scores)
-            return
-        rows = []
-        for head in range(self.heads):
-            scores = [
-                order_scores(
-                    *call.inputs_of(entry, head),
-                    permutations,
-                    self.block,
-                    self.density,
-                    scale,
-                    with_paper_metric=self.choice == "paper_metric",
-                    profiles=profiles,
-                    extra=call.extra(entry, head),
-                )
-                for entry in range(call.q.shape[0])
-            ]
-            rows.append(torch.stack(scores).sum(0))
-        self._contest.add(layer, torch.stack(rows))
-
     def _measure(self, layer: int, band: int, call: RecordedCall) -> None:
-        chosen, device = self._contest.chosen[layer], call.q.device
-        permutations = [
-            torch.stack([self._orders.permutation(name, device) for name in names])
-            for names in chosen
-        ]
-        for head, masses in block_mass(call.q, call.k, permutations, self.block):
-            for name, mass in zip(chosen[head], masses, strict=True):
-                profile = self._orders.geometry(name, device).fit(mass[None])[0]
-                self._store.add((layer, band, head, name), mass, profile)
+        chosen = self._contest.chosen[layer]
+        for head, name, mass, profile in self._measures.masses(call, chosen):
+            self._store.add((layer, band, head, name), mass, profile)
         for entry in range(call.q.shape[0]):
-            for head, errors in enumerate(self._error_curves(call, entry, chosen)):
+            for head, errors in enumerate(self._measures.errors(call, entry, chosen)):
                 for name, of_order in zip(chosen[head], errors, strict=True):
                     self._store.add_errors((layer, band, head, name), of_order)
-
-    def _error_curves(
-        self, call: RecordedCall, entry: int, chosen: list[list[str]]
-    ) -> list[Tensor]:
-        """Of every head: [orders, densities, biases + 1] in its chosen orders, see error_curves."""
-        orders, device, scale = self._orders, call.q.device, self.head_dim**-0.5
-        if not maps_are_served(call.q):
-            return [
-                error_curves(
-                    *call.inputs_of(entry, head),
-                    [orders.permutation(name, device) for name in names],
-                    self.block,
-                    scale,
-                    [orders.geometry(name, device, sampled=True) for name in names],
-                    extra=call.extra(entry, head),
-                )
-                for head, names in enumerate(chosen)
-            ]
-        distinct = list(dict.fromkeys(name for names in chosen for name in names))
-        maps = [
-            (head, order)
-            for order, name in enumerate(distinct)
-            for head, names in enumerate(chosen)
-            if name in names
-        ]
-        curves = map_errors(
-            call,
-            entry,
-            maps,
-            torch.stack([orders.permutation(name, device) for name in distinct]).int(),
-            lambda order: orders.geometry(distinct[order], device, sampled=True),
-            self.block,
-            ERROR_DENSITIES,
-            scale,
-        ).curves()
-        place = {(head, distinct[order]): n for n, (head, order) in enumerate(maps)}
-        curves = curves.cpu()
-        return [curves[[place[head, name] for name in names]] for head, names in enumerate(chosen)]
 
     def snapshot(self) -> dict[str, Tensor]:
         """What the runs so far have given, as tensors, for `restore`; large ones are not copied.
