@@ -23,9 +23,10 @@ from typing import Any
 
 import torch
 from _package import ROOT
-from attention import BLOCKS, ERROR_BUDGET
+from attention import BLOCKS
 from bench_cases import Shape, random_inputs, random_mask, relative_error
 from compile_ahead import Variant, compile_ahead
+from gated_functions import ERROR_BUDGET
 from kernel_parts import call, parts, with_launch
 from paro_attention.kernels.launch import LaunchConfig, select_launch
 from paro_attention.kernels.launch_table import FULL, SEARCHED, LaunchRow

@@ -118,15 +118,15 @@ def test_the_speed_table_takes_whole_calls_with_random_masks():
     reason="needs Triton under TRITON_INTERPRET=1 (set where there is no GPU)",
 )
 def test_the_benchmarks_rows_fill_the_tables(tables, tmp_path, monkeypatch):
-    attention = importlib.import_module("attention")
+    gated = importlib.import_module("gated_functions")
     cases, peers = importlib.import_module("bench_cases"), importlib.import_module("peers")
     shape = cases.Shape(1, 160, 64, extra_tokens=32)
-    bench = attention.Bench(cases.random_inputs(shape, "cpu", torch.float16), (9, 0))
+    bench = gated.Bench(cases.random_inputs(shape, "cpu", torch.float16), (9, 0))
     by_key = {peer.key: peer for peer in peers.PEERS}
     bench.add_peer(by_key["sdpa"], (0.5,))
     bench.add_peer(dataclasses.replace(by_key["sdpa"], name="wrong", budget=0.0), (0.5,))
     bench.add_peer(by_key["sol"], (0.5,))
-    bench.add(attention.Setting(0.5, (64, 64), (8, 16), alone=True), None)
+    bench.add(gated.Setting(0.5, (64, 64), (8, 16), alone=True), None)
     assert [row["name"] for row in bench.not_run] == ["wrong", "comfy-kitchen sol_attn"]
     assert "over its budget" in bench.not_run[0]["reason"]
 
@@ -135,7 +135,7 @@ def test_the_benchmarks_rows_fill_the_tables(tables, tmp_path, monkeypatch):
             function()
         return {name: 2.0 for name in functions}
 
-    monkeypatch.setattr(attention, "sustained_ms", fake)
+    monkeypatch.setattr(gated, "sustained_ms", fake)
     rows, extra = bench.timed(0.0)
     assert extra == {} and [row["whole_call"] for row in rows] == [True, True, False]
     assert all(row["ms"] == 2.0 and row["speed_up"] == 1.0 for row in rows)
