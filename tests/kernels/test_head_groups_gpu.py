@@ -61,19 +61,26 @@ def refusals():
     return torch.cuda.memory_stats()["num_ooms"]
 
 
-@pytest.mark.parametrize("tail", [True, False])
-@pytest.mark.parametrize("bits", [(16, 16), (8, 16), (8, 8), (4, 4), (4, 8)], ids=str)
+CASES = {
+    "64x128": SMALL,
+    "64x64": replace(SMALL, block=(64, 64), layout="BHSD"),
+    "128x128": replace(SMALL, batch=1, head_dim=64, block=(128, 128), hidden=(3,)),
+    "head_dim 120": replace(SMALL, batch=1, head_dim=120, extra=(0, 0), hidden=None),
+}
+BITS = [(16, 16), (8, 16), (8, 8), (4, 4), (4, 8)]
+
+
 @pytest.mark.parametrize(
-    "case",
+    ("name", "bits", "tail"),
     [
-        SMALL,
-        replace(SMALL, block=(64, 64), layout="BHSD"),
-        replace(SMALL, batch=1, head_dim=64, block=(128, 128), hidden=(3,)),
-        replace(SMALL, batch=1, head_dim=120, extra=(0, 0), hidden=None),
+        *((name, bits, True) for name in CASES for bits in BITS),
+        ("64x128", (8, 8), False),
+        ("64x64", (16, 16), False),
     ],
-    ids=["64x128", "64x64", "128x128", "head_dim 120"],
+    ids=str,
 )
-def test_groups_have_the_bits_of_the_whole_call(monkeypatch, case, bits, tail):
+def test_groups_have_the_bits_of_the_whole_call(monkeypatch, name, bits, tail):
+    case = CASES[name]
     inputs = make_inputs(case, torch.bfloat16, "cuda")
     options = {"qk_bits": bits[0], "pv_bits": bits[1], "tail": tail}
     whole = attention(inputs, **options)
