@@ -72,6 +72,8 @@ def sparse_attention(
     Raises:
         ValueError, TypeError: for arguments of the wrong shape, dtype, device or value.
         RuntimeError: for ``implementation="triton"`` where the kernels cannot serve the inputs.
+        torch.cuda.OutOfMemoryError: where the kernels find no room for the workspace of one head.
+            As many heads run together as there is room for; the result is the same bit for bit.
     """
     _check_inputs(q, k, v, mask, qk_bits, pv_bits, pv8, implementation)
     permutation, order_of_head = _resolve_orders(q, permutation, order_of_head)
