@@ -11,10 +11,10 @@ arXiv 2509.25149). One more scale in float32 puts those scales where e4m3 is pre
 | P | keys | row and block: the maximum there | |
 | V | keys | per key block | the block's mean removed |
 
-q.k = q.(k - mean of its 16 keys) + q.(that mean), and the second term is formed in 16 bits; likewise
-the mean of V is weighted with the exact probabilities. Q, K and V choose for each 16 whether their
-largest value becomes 6 or 4, by squared error ("Four Over Six", arXiv 2512.02010): between 4 and 6
-e2m1 is coarse.
+q.k = q.(k - mean of its 16 keys) + q.(that mean), and the second term is formed in 16 bits;
+likewise the mean of V is weighted with the exact probabilities. Q, K and V choose for each 16
+whether their largest value becomes 6 or 4, by squared error ("Four Over Six", arXiv 2512.02010):
+between 4 and 6 e2m1 is coarse.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Block-sparse attention on block-scaled FP4 tensor cores (sm_120), in plain Triton.
 
 Both products are ``tl.dot_scaled`` on NVFP4 operands that ``fp4_prepass`` has packed; the numbers
-are those of ``kernels.fp4_numerics``. One loop walks the row's list, then the extra tokens. On other
-devices the products are formed from the same numbers in float16, so that they can be checked there.
+are those of ``kernels.fp4_numerics``. One loop walks the row's list, then the extra tokens.
+Elsewhere the products are formed from the same numbers in float16, so that they can be checked.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def fp4_attention_kernel(
     PIECE: tl.constexpr = BM if BM < D else D
     acc = ()
     for _ in tl.static_range(D // PIECE):
-        acc = acc + (tl.zeros([BM, PIECE], tl.float32),)
+        acc += (tl.zeros([BM, PIECE], tl.float32),)
     row_sum = tl.zeros([BM], tl.float32)
     row_max = tl.full([BM], -1e30, tl.float32)
     if TAIL:  # noqa: SIM102 - decided at compilation, the next line at run time

@@ -49,6 +49,15 @@ def step_of(top):
 
 
 @triton.jit
+def rows_of(x, stride, order, position, end, d, HEAD_DIM: tl.constexpr, D: tl.constexpr):
+    """Rows of x at these positions of the order, [rows, D] float32; zero from ``end`` on."""
+    valid = position < end
+    token = tl.load(order + position, mask=valid, other=0).to(tl.int64)
+    mask = row_mask(valid, d, HEAD_DIM, D)
+    return tl.load(x + token[:, None] * stride + d[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def rotate_in_groups(x, hadamard, ROWS: tl.constexpr, D: tl.constexpr):
     """``rotate``, with its channels in the order of ``fp4_numerics.in_groups``.
 
@@ -91,31 +100,33 @@ def fp4_prepass_kernel(
     position = first + n
     valid = position < end
     order = permutation + tl.load(order_of_head + h).to(tl.int64) * S
-    token = tl.load(order + position - shift, mask=valid, other=0).to(tl.int64)
-    mask = row_mask(valid, d, HEAD_DIM, D)
     size = tl.minimum(end - first, ROWS).to(tl.float32)
     stored = batch_head * stored_blocks + block
 
+    # Q and V go in parts of 64 tokens: registers do not hold more of what rounding needs.
+    part = tl.arange(0, 64)
     if role == 0:
         Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
-        q = tl.load(Q + token[:, None] * q_stride_s + d[None, :], mask=mask, other=0.0)
-        q = rotate_in_groups(q.to(tl.float32), hadamard, ROWS, D)
-        q_unit = step_of(tl.max(tl.abs(q), 1))
-        q_packed, q_scales = quantize(q * (1.0 / q_unit)[:, None], ROWS, D)
-        q_row = batch_head * rows_padded + position
-        tl.store(q_step + q_row, q_unit)
-        tl.store(q4 + q_row[:, None] * (D // 2) + pair[None, :], q_packed)
-        tl.store(q_scale + q_row[:, None] * (D // 16) + group[None, :], q_scales)
+        for start in range(0, ROWS, 64):
+            at = first + start + part
+            q = rows_of(Q, q_stride_s, order - shift, at, end, d, HEAD_DIM, D)
+            q = rotate_in_groups(q, hadamard, 64, D)
+            q_unit = step_of(tl.max(tl.abs(q), 1))
+            q_packed, q_scales = quantize(q * (1.0 / q_unit)[:, None], 64, D)
+            q_row = batch_head * rows_padded + at
+            tl.store(q_step + q_row, q_unit)
+            tl.store(q4 + q_row[:, None] * (D // 2) + pair[None, :], q_packed)
+            tl.store(q_scale + q_row[:, None] * (D // 16) + group[None, :], q_scales)
     elif role == 1:
         K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
-        k = tl.load(K + token[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
-        k = k.to(tl.float32) - tl.load(k_mean + batch_head * D + d)[None, :]
-        k = tl.where(valid[:, None], k, 0.0)
-        tl.store(pooled_k + stored * D + d, (tl.sum(k, 0) / size).to(K.dtype.element_ty))
+        k = rows_of(K, k_stride_s, order - shift, position, end, d, HEAD_DIM, D)
+        k = tl.where(valid[:, None], k - tl.load(k_mean + batch_head * D + d)[None, :], 0.0)
+        k = k.reshape([ROWS // 16, 16, D])
+        sums = tl.sum(k, 1)
+        tl.store(pooled_k + stored * D + d, (tl.sum(sums, 0) / size).to(K.dtype.element_ty))
         m = tl.arange(0, ROWS // 16)
         count = tl.minimum(tl.maximum(end - first - m * 16, 1), 16).to(tl.float32)
-        k = k.reshape([ROWS // 16, 16, D])
-        mean = (tl.sum(k, 1) / count[:, None]).to(K.dtype.element_ty)
+        mean = (sums / count[:, None]).to(K.dtype.element_ty)
         tl.store(group_mean + (stored * (ROWS // 16) + m)[:, None] * D + d[None, :], mean)
         k = (k - mean.to(tl.float32)[:, None, :]).reshape([ROWS, D])
         k = rotate_in_groups(tl.where(valid[:, None], k, 0.0), hadamard, ROWS, D)
@@ -127,19 +138,31 @@ def fp4_prepass_kernel(
         tl.store(k_scale + k_row[:, None] * (D // 16) + group[None, :], k_scales)
     else:
         V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
-        v = tl.load(V + token[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
-        v = v.to(tl.float32)
-        v_mean = (tl.sum(v, 0) / size).to(V.dtype.element_ty)
+        total = tl.zeros([D], tl.float32)
+        high = tl.full([D], float("-inf"), tl.float32)
+        low = -high
+        for start in range(0, ROWS, 64):
+            at = first + start + part
+            v = rows_of(V, v_stride_s, order - shift, at, end, d, HEAD_DIM, D)
+            total += tl.sum(v, 0)
+            here = (at < end)[:, None]
+            high = tl.maximum(high, tl.max(tl.where(here, v, float("-inf")), 0))
+            low = tl.minimum(low, tl.min(tl.where(here, v, float("inf")), 0))
+        v_mean = (total / size).to(V.dtype.element_ty)
         tl.store(pooled_v + stored * D + d, v_mean)
-        v = tl.where(valid[:, None], v - v_mean.to(tl.float32)[None, :], 0.0)
-        v_unit = step_of(tl.max(tl.max(tl.abs(v), 1), 0))
-        v_packed, v_scales = quantize(tl.trans(v * (1.0 / v_unit)), D, ROWS)
-        v_row = stored * D + d
+        v_mean = v_mean.to(tl.float32)
+        v_unit = step_of(tl.max(tl.maximum(high - v_mean, v_mean - low), 0))
         tl.store(steps + stored * 2 + 1, v_unit)
-        key_pair = tl.arange(0, ROWS // 2)
-        key_group = tl.arange(0, ROWS // 16)
-        tl.store(v4 + v_row[:, None] * (ROWS // 2) + key_pair[None, :], v_packed)
-        tl.store(v_scale + v_row[:, None] * (ROWS // 16) + key_group[None, :], v_scales)
+        key_pair = tl.arange(0, 32)
+        key_group = tl.arange(0, 4)
+        v_row = (stored * D + d)[:, None]
+        for start in range(0, ROWS, 64):
+            at = first + start + part
+            v = rows_of(V, v_stride_s, order - shift, at, end, d, HEAD_DIM, D)
+            v = tl.where((at < end)[:, None], v - v_mean[None, :], 0.0)
+            v_packed, v_scales = quantize(tl.trans(v * (1.0 / v_unit)), D, 64)
+            tl.store(v4 + v_row * (ROWS // 2) + start // 2 + key_pair[None, :], v_packed)
+            tl.store(v_scale + v_row * (ROWS // 16) + start // 16 + key_group[None, :], v_scales)
 
 
 def fp4_buffers(

@@ -21,7 +21,8 @@ def pooled_tail(
     d = tl.arange(0, D)
     full_bias = tail_bias + tl.log2(KEY_BLOCK * 1.0)
     last_bias = tail_bias + tl.log2(last_size.to(tl.float32))
-    for part in tl.range(0, tl.cdiv(key_blocks, TAIL_PART), num_stages=1):
+    parts = tl.cdiv(key_blocks, TAIL_PART)
+    for part in tl.range(0, parts, num_stages=1):
         block = part * TAIL_PART + column
         word = tl.load(words + block // 32, mask=block < key_blocks, other=-1)
         bias = tl.where(block == key_blocks - 1, last_bias, full_bias)
@@ -39,7 +40,7 @@ def pooled_tail(
         for part_of_d in tl.static_range(D // PIECE):
             channel = part_of_d * PIECE + tl.arange(0, PIECE)
             values = tl.load(pooled_v + row[:, None] + channel[None, :])
-            sums = sums + (tl.dot(p, values, acc[part_of_d] * alpha[:, None]),)
+            sums += (tl.dot(p, values, acc[part_of_d] * alpha[:, None]),)
         acc = sums
         row_max = new_max
     return acc, row_sum, row_max
@@ -102,5 +103,5 @@ def attend_fp4_tile(
         product = multiply(p4, scale, v, of_v, BM, PIECE, BN, NATIVE)
         mean = tl.load(pooled_v + block * D + channel).to(tl.float32)
         piece = acc[part] * alpha[:, None] + product * step[:, None]
-        sums = sums + (piece + mass[:, None] * mean[None, :],)
+        sums += (piece + mass[:, None] * mean[None, :],)
     return sums, row_sum, new_max
