@@ -30,7 +30,7 @@ RUNS = 100
 GARBAGE_BYTES = 4 << 20
 BYTES = (255, 0, 127, 128, 66)
 # Ragged grid, extra tokens on both sides, a bias per batch entry, one hidden key block.
-SHAPE = Case("ragged", batch=2, heads=3, tokens=1100, extra=(20, 150), hidden=(70, 9))
+SHAPE = Case("ragged", batch=2, heads=3, tokens=1050, extra=(20, 150), hidden=(70, 9))
 GRID = TokenGrid(3, 19, 25)
 BF16, FP16 = torch.bfloat16, torch.float16
 
