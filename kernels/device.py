@@ -61,6 +61,19 @@ def runs_on_int4_units(
     return int4_available(torch.cuda.get_device_capability(device), head_dim, block)
 
 
+def runs_on_fp4_units(
+    device: torch.device, head_dim: int, block: tuple[int, int], qk_bits: int, pv_bits: int
+) -> bool:
+    """True where a call in these bits multiplies block-scaled FP4 natively (sm_120)."""
+    if (qk_bits, pv_bits) != (4, 4) or device.type != "cuda":
+        return False
+    if unavailable_reason(device, head_dim=head_dim) is not None:
+        return False
+    from .triton.fp4 import fp4_available
+
+    return fp4_available(torch.cuda.get_device_capability(device), head_dim, block)
+
+
 def fp8_supported(device: torch.device) -> bool:
     """True where the card multiplies FP8 (sm_89 and newer)."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= FP8_CAPABILITY

@@ -6,6 +6,7 @@ much of the host's time as the launches do, so that the function behind it is ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from .attend import attend
 from .call_plan import CallPlan, CallShape, plan_of
+from .fp4 import fp4_attention, fp4_available
 from .head_groups import HeadGroups
 from .int4 import int4_attention, int4_available
 from .prepass import prepare, prepared_buffers, rotation_matrix
@@ -44,10 +46,9 @@ def attend_blocks(
     ``key_bias`` is read where ``biased``; ``grid_tokens`` is the length of the mask.
     """
     if qk_bits == pv_bits == 4 and q.device.type == "cuda":
-        capability = torch.cuda.get_device_capability(q.device)
-        served = int4_available(capability, q.shape[-1], (query_block, key_block))
-        if served and int4_attention is not None:
-            return int4_attention(
+        native = _kernel_of_4_bits(q, (query_block, key_block))
+        if native is not None:
+            return native(
                 q, k, v, permutation, order_of_head, row_offsets, kv_indices, computed_bits,
                 tail_bias, key_bias, biased, grid_tokens, query_block, key_block, tail, scale,
             )  # fmt: skip
@@ -91,6 +92,14 @@ def attend_blocks(
     else:
         _attend_anew(plan, given, out, True)
     return out
+
+
+def _kernel_of_4_bits(q: Tensor, block: tuple[int, int]) -> Callable[..., Tensor] | None:
+    """The kernel that multiplies 4 bits as they are on this card; None where there is none."""
+    kind = torch.cuda.get_device_capability(q.device), q.shape[-1], block
+    if int4_available(*kind):
+        return int4_attention
+    return fp4_attention if fp4_available(*kind) else None
 
 
 def _attend_anew(plan: CallPlan, given: dict[str, Tensor], out: Tensor, fits: bool) -> None:
