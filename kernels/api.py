@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .block_mask import BlockMask
-from .device import fp8_supported, unavailable_reason
+from .device import fp8_supported, runs_on_hopper_kernel, unavailable_reason
 from .quantization import BITS
 from .reference import reference_attention
 
@@ -90,10 +90,11 @@ def sparse_attention(
     if implementation == "triton" and reason is not None:
         raise RuntimeError(f"implementation 'triton' cannot serve these inputs: {reason}")
     if implementation == "reference" or reason is not None:
+        linear_fp8 = runs_on_hopper_kernel(q.device, q.shape[-1], mask.block, qk_bits, pv_bits, fp8)
         return reference_attention(
             q, k, v, mask, permutation, order_of_head, tail_bias,
             qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail, scale=softmax_scale,
-            key_bias=key_bias,
+            key_bias=key_bias, linear_fp8=linear_fp8,
         )  # fmt: skip
 
     from .triton import attend_blocks, block_sparse_attention

@@ -61,6 +61,23 @@ def runs_on_int4_units(
     return int4_available(torch.cuda.get_device_capability(device), head_dim, block)
 
 
+def runs_on_hopper_kernel(
+    device: torch.device,
+    head_dim: int,
+    block: tuple[int, int],
+    qk_bits: int,
+    pv_bits: int,
+    fp8: bool,
+) -> bool:
+    """True where a call in these bits is the Hopper kernel's; ``head_dim`` of the inputs."""
+    if device.type != "cuda" or unavailable_reason(device, head_dim=head_dim) is not None:
+        return False
+    from .triton.hopper import hopper_available
+
+    capability = torch.cuda.get_device_capability(device)
+    return hopper_available(capability, head_dim, block, qk_bits, pv_bits, fp8)
+
+
 def runs_on_fp4_units(
     device: torch.device, head_dim: int, block: tuple[int, int], qk_bits: int, pv_bits: int
 ) -> bool:

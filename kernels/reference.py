@@ -17,11 +17,11 @@ from torch.nn.functional import pad
 
 from .block_mask import BlockMask
 from .fp4_numerics import Fp4Logits, Fp4Values
+from .fp8_numerics import round_probabilities
 from .key_packing import KeyPacking, in_blocks
 from .packed_layout import padded_head_dim, pooled_tile
 from .quantization import (
     FP8_MAX,
-    FP8_P_EXPONENT,
     FP8_V_MAX,
     INT4_MAX,
     INT8_MAX,
@@ -56,10 +56,13 @@ def reference_attention(
     scale: float,
     key_bias: Tensor | None = None,
     fp4: bool = False,
+    linear_fp8: bool = False,
 ) -> Tensor:
     """Attention of [B, H, S, D] inputs, rows in the model's order; see ``sparse_attention``.
 
     ``fp4``: 4/4 bits as the FP4 kernel has them (``fp4_numerics``), not in integers.
+    ``linear_fp8``: 8/8 bits as the Hopper kernel has them: P as in ``fp8_numerics``, and the
+    denominator of the rounded P.
     """
     batch, heads, tokens, head_dim = q.shape
     gather = permutation.long()[order_of_head.long()]  # [H, S]
@@ -92,6 +95,7 @@ def reference_attention(
             tail=tail,
             scale=scale,
             fp4=fp4,
+            linear_fp8=linear_fp8,
         )
         out[:, part] = torch.empty_like(rows).scatter_(2, index[:, part], rows).to(q.dtype)
     return out
@@ -115,6 +119,7 @@ def _attend(
     tail: bool,
     scale: float,
     fp4: bool,
+    linear_fp8: bool,
 ) -> Tensor:
     tokens = q.shape[2]
     query_block, key_block = block
@@ -139,10 +144,10 @@ def _attend(
         logit_operands = _Logits(
             q, k, means_k, exists, key_block, key_blocks, qk_bits, tail_tile if low_tail else 0
         )
-        values = _Values(v, v_scale, means_v, exists, key_block, pv_bits, fp8)
+        values = _Values(v, v_scale, means_v, exists, key_block, pv_bits, fp8, linear_fp8)
     pooled_v = means_v[..., :key_blocks, :]
     tail_values = _Values(
-        pooled_v, v_scale, pooled_v, exists, tail_tile, pv_bits if low_tail else 16, fp8
+        pooled_v, v_scale, pooled_v, exists, tail_tile, pv_bits if low_tail else 16, fp8, linear_fp8
     )
 
     out = torch.empty_like(q)
@@ -171,6 +176,8 @@ def _attend(
             top = (top / LN_2).ceil() * LN_2
         p = (logits - top).exp()
         p_pooled = (pooled - top).exp()
+        if linear_fp8:
+            p, p_pooled = (round_probabilities(x, linear=True) for x in (p, p_pooled))
         total = p.sum(-1, keepdim=True) + p_pooled.sum(-1, keepdim=True)
         weighted = values(p)
         if tail:
@@ -251,7 +258,8 @@ class _Logits:
 class _Values:
     """P @ V for probabilities relative to the row maximum, in the precision asked for.
 
-    ``v_scale`` [B, H, 1, D] is that of 8 bits, which the tail's values share.
+    ``v_scale`` [B, H, 1, D] is that of 8 bits, which the tail's values share. ``rounded_p``: FP8
+    probabilities come rounded.
     """
 
     def __init__(
@@ -263,7 +271,9 @@ class _Values:
         key_block: int,
         bits: int,
         fp8: bool,
+        rounded_p: bool,
     ) -> None:
+        self.rounded_p = rounded_p
         self.key_block = key_block
         self.bits = bits
         self.fp8 = fp8
@@ -287,8 +297,7 @@ class _Values:
         if self.bits == 16:
             return p @ self.v
         if self.bits == 8 and self.fp8:
-            offset = 2.0**FP8_P_EXPONENT
-            return ((p * offset).to(torch.float8_e4m3fn).float() / offset) @ self.v
+            return (p if self.rounded_p else round_probabilities(p)) @ self.v
         levels = INT8_MAX if self.bits == 8 else UINT4_MAX
         in_tiles = pad(p, (0, -p.shape[-1] % self.key_block))
         in_tiles = in_tiles.unflatten(-1, (-1, self.key_block))

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..key_packing import HIDING_BIAS
 from .attention import attention_kernel
 from .call_plan import CallPlan, Tile, strides_of
+from .hopper import attend_on_hopper
 from .primitives import LOG2_E
 
 
@@ -18,6 +19,9 @@ def attend(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
         plan: of the call.
         tensors: by name, what ``prepare`` made and what the caller gave.
     """
+    if plan.hopper:
+        attend_on_hopper(plan, tensors)
+        return
     layout, launch, shape = plan.layout, plan.launch, plan.shape
     batch, heads, tokens, head_dim = shape.sizes
     query_blocks, bit_words, biases = shape.lists

@@ -16,16 +16,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..hopper_launch import hopper_serves
 from ..launch import LaunchConfig, select_launch
 from ..packed_layout import PackedLayout, padded_head_dim, pooled_tile
+from .gluon_support import HOPPER_NEEDS, gluon_has
 from .head_groups import HeadGroups
 from .primitives import stride_alignment
 
 # A new prompt length is a new plan; forgetting old ones costs a look at the arguments.
 MAX_PLANS = 512
 ALIGNMENT_BYTES = 256
-# Pooled rows of one step of a tail in 16 bits.
-TAIL_ROWS_16 = 64
 
 
 class CallShape(NamedTuple):
@@ -75,10 +75,27 @@ class Buffer(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """An argument that is a tensor descriptor: the named tensor as rows, loaded in tiles."""
+    """An argument that is a tensor descriptor: the named tensor as rows, loaded in tiles.
+
+    ``gluon``: for a kernel in Gluon.
+    """
 
     name: str
     tile: tuple[int, int]
+    gluon: bool = False
+
+    def descriptor(self, tensor: Tensor) -> Any:
+        """Of a tensor, for a kernel in Triton, or for one in Gluon that reads 8-bit rows."""
+        rows, tile = tensor.view(-1, self.tile[1]), list(self.tile)
+        if self.gluon:
+            from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+            from .hopper_tile import shared_rows
+
+            return TensorDescriptor.from_tensor(rows, tile, shared_rows(self.tile[1]))
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        return TensorDescriptor.from_tensor(rows, tile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +143,7 @@ class CallPlan:
         alignment: what the strides of batch and head may be said to be multiples of.
         launch: how the attention kernel is launched.
         tma, paired: whether keys and values come by the copy engine; whether two blocks a step.
+        hopper: whether Hopper's own kernel serves the calls.
         buffers: the call's own tensors by name.
         kept: tensors by name that all calls share.
         groups: how many heads run together; decided by the first call.
@@ -138,6 +156,7 @@ class CallPlan:
     launch: LaunchConfig
     tma: bool
     paired: bool
+    hopper: bool
     buffers: dict[str, Buffer] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
     groups: HeadGroups | None = None
@@ -164,6 +183,11 @@ class CallPlan:
             launch=launch,
             tma=tma,
             paired=launch.paired and shape.fp8 and shape.qk_bits == 8,
+            hopper=shape.device >= 0
+            and gluon_has(HOPPER_NEEDS)
+            and hopper_serves(
+                capability, width, shape.block, shape.qk_bits, shape.pv_bits, shape.fp8
+            ),
         )
 
     @property
@@ -176,7 +200,7 @@ class CallPlan:
         """Pooled rows of one step of the tail: in 8 bits those that are quantised together."""
         if self.low_tail:
             return pooled_tile(self.shape.block[1], self.shape.sizes[3])
-        return min(self.launch.key_tile, TAIL_ROWS_16)
+        return min(self.launch.key_tile, self.launch.tail_rows)
 
     @property
     def pooled(self) -> bool:
@@ -226,13 +250,10 @@ class CallPlan:
                 given.append(tensors[name])
                 recorded.append(name)
                 continue
-            from triton.tools.tensor_descriptor import TensorDescriptor
-
-            rows = tensors[argument.name].view(-1, argument.tile[1])
-            descriptor = TensorDescriptor.from_tensor(rows, list(argument.tile))
+            descriptor = argument.descriptor(tensors[argument.name])
             given.append(descriptor)
             fields = {name: x for name, x in vars(descriptor).items() if name != "base"}
-            recorded.append(_Described(argument.name, TensorDescriptor, fields))
+            recorded.append(_Described(argument.name, type(descriptor), fields))
         compiled = kernel[grid](*given, *numbers, **constants, **options)
         if compiled is not None:  # the interpreter compiles nothing
             self._launches[kernel, launch_of] = _Launch(

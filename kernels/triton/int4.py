@@ -2,34 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-
 from ..int4_launch import int4_serves
+from .gluon_support import INT4_NEEDS, gluon_has
 
-# What the kernel takes from Gluon, by module; another Triton may name it differently.
-GLUON = "triton.experimental.gluon"
-NEEDS = {
-    GLUON: ("jit", "constexpr_function"),
-    f"{GLUON}.language": ("DistributedLinearLayout", "NVMMADistributedLayout"),
-    f"{GLUON}.language.nvidia.ampere": ("async_copy", "mma_v2"),
-    f"{GLUON}.language.nvidia.ampere.async_copy": (
-        "async_copy_global_to_shared", "commit_group", "wait_group",
-    ),
-}  # fmt: skip
-
-
-def _gluon_has_it() -> bool:
-    try:
-        return all(
-            hasattr(importlib.import_module(module), name)
-            for module, names in NEEDS.items()
-            for name in names
-        )
-    except Exception:  # a broken or foreign Triton is one without the kernel, whatever it raises
-        return False
-
-
-GLUON_SERVES = _gluon_has_it()
+GLUON_SERVES = gluon_has(INT4_NEEDS)
 
 if GLUON_SERVES:
     from .int4_attention import int4_attention

@@ -1,0 +1,38 @@
+"""Which calls the Hopper kernel serves, and how it is launched. Pure: tested without a GPU."""
+
+from __future__ import annotations
+
+HOPPER = (9, 0)
+QUERY_ROWS = 64
+KEY_BLOCK = 128
+HEAD_DIMS = (64, 128)
+NUM_WARPS = 4
+# Three programs share a multiprocessor.
+MAX_REGISTERS = 168
+
+
+def hopper_serves(
+    capability: tuple[int, int],
+    head_dim: int,
+    block: tuple[int, int],
+    qk_bits: int,
+    pv_bits: int,
+    fp8: bool,
+) -> bool:
+    """Whether a call is one of the Hopper kernel's: sm_90, 8-bit keys, FP8 values, 128-key blocks.
+
+    Args:
+        capability: of the card.
+        head_dim: padded head dimension.
+        block: (query, key) tokens of a block.
+        qk_bits, pv_bits: 16, 8 or 4.
+        fp8: whether 8-bit values are FP8.
+    """
+    return (
+        capability == HOPPER
+        and qk_bits == pv_bits == 8
+        and fp8
+        and head_dim in HEAD_DIMS
+        and block[0] % QUERY_ROWS == 0
+        and block[1] == KEY_BLOCK
+    )

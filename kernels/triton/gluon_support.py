@@ -1,0 +1,38 @@
+"""Whether this Triton's Gluon has what a kernel needs; other versions name things differently."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+
+GLUON = "triton.experimental.gluon"
+# What each kernel takes, by module.
+INT4_NEEDS = {
+    GLUON: ("jit", "constexpr_function"),
+    f"{GLUON}.language": ("DistributedLinearLayout", "NVMMADistributedLayout"),
+    f"{GLUON}.language.nvidia.ampere": ("async_copy", "mma_v2"),
+    f"{GLUON}.language.nvidia.ampere.async_copy": (
+        "async_copy_global_to_shared", "commit_group", "wait_group",
+    ),
+}  # fmt: skip
+HOPPER_NEEDS = {
+    GLUON: ("jit", "constexpr_function"),
+    f"{GLUON}.language": ("DotOperandLayout", "NVMMADistributedLayout", "NVMMASharedLayout"),
+    f"{GLUON}.language.nvidia.hopper": (
+        "fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait",
+    ),
+    f"{GLUON}.language.nvidia.hopper.tma": ("async_copy_global_to_shared",),
+    f"{GLUON}.nvidia.hopper": ("TensorDescriptor",),
+}  # fmt: skip
+
+
+def gluon_has(needs: Mapping[str, Sequence[str]]) -> bool:
+    """Whether Triton can be asked for these names, by module."""
+    try:
+        return all(
+            hasattr(importlib.import_module(module), name)
+            for module, names in needs.items()
+            for name in names
+        )
+    except Exception:  # a broken or foreign Triton is one without the kernel, whatever it raises
+        return False

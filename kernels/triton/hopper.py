@@ -1,0 +1,73 @@
+"""Launches the Hopper kernel, where Triton can build it: it is written in Gluon."""
+
+from __future__ import annotations
+
+import triton
+from torch import Tensor
+
+from ..hopper_launch import MAX_REGISTERS, NUM_WARPS, QUERY_ROWS, hopper_serves
+from ..key_packing import HIDING_BIAS
+from ..packed_layout import padded_head_dim
+from .call_plan import CallPlan, Tile
+from .gluon_support import HOPPER_NEEDS, gluon_has
+from .primitives import LOG2_E
+
+GLUON_SERVES = gluon_has(HOPPER_NEEDS)
+
+if GLUON_SERVES:
+    from .hopper_attention import hopper_attention_kernel
+else:
+    hopper_attention_kernel = None
+
+
+def hopper_available(
+    capability: tuple[int, int],
+    head_dim: int,
+    block: tuple[int, int],
+    qk_bits: int,
+    pv_bits: int,
+    fp8: bool,
+) -> bool:
+    """Whether a call is the Hopper kernel's and Triton builds it; ``head_dim`` of the inputs."""
+    width = padded_head_dim(head_dim)
+    return hopper_attention_kernel is not None and hopper_serves(
+        capability, width, block, qk_bits, pv_bits, fp8
+    )
+
+
+def attend_on_hopper(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
+    """Launches the kernel into the tensor "out" [B, S, H, D]; arguments as ``attend`` has them."""
+    layout, shape, width = plan.layout, plan.shape, plan.width
+    batch, heads, tokens, head_dim = shape.sizes
+    query_blocks, bit_words, biases = shape.lists
+    extra_tokens = tokens - layout.grid_tokens
+    keys = shape.block[1]
+    tail_keys, tail_values = "tail_keys", "tail_values"
+    if shape.tail:
+        tail_keys = Tile(tail_keys, (plan.tail_rows, width), gluon=True)
+        tail_values = Tile(tail_values, (width, plan.tail_rows), gluon=True)
+    query_tiles = triton.cdiv(layout.grid_tokens, QUERY_ROWS) + triton.cdiv(
+        extra_tokens, QUERY_ROWS
+    )
+    plan.run(
+        hopper_attention_kernel,
+        (query_tiles, batch * heads, 1),
+        tensors,
+        (
+            "out", "permutation", "order_of_head", "row_offsets", "kv_indices", "computed_bits",
+            "tail_bias", "key_bias", Tile("q8", (QUERY_ROWS, width), gluon=True), "q_scale",
+            Tile("keys", (keys, width), gluon=True), "k_scale",
+            Tile("values", (width, keys), gluon=True), "v_scale",
+            tail_keys, "tail_key_scale", tail_values,
+        ),
+        (
+            tokens, shape.row_heads or heads, layout.grid_tokens, layout.extra_start, layout.rows,
+            query_blocks, layout.key_blocks, layout.stored_blocks, bit_words,
+            extra_tokens if biases > 1 else 0, shape.scale * LOG2_E,
+        ),
+        {
+            "HEAD_DIM": head_dim, "D": width, "QUERY_BLOCK": shape.block[0], "TAIL": shape.tail,
+            "EXTRA": extra_tokens > 0, "BIASED": shape.biased, "HIDING": HIDING_BIAS,
+        },
+        num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS,
+    )  # fmt: skip

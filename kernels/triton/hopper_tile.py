@@ -1,0 +1,179 @@
+"""One step of attention on Hopper: a tile of 8-bit keys and FP8 values from the ring."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from .fp8_ptx import (
+    CODE_FACTOR,
+    CODE_OFFSET,
+    OF_FLOATS,
+    OF_FLOATS_OPERANDS,
+    OF_INTEGERS,
+    OF_INTEGERS_OPERANDS,
+    PACKED_KEYS,
+)
+
+QUERY_ROWS = gl.constexpr(64)
+STAGES = gl.constexpr(2)
+# Of the ones that add P's rows up: the narrowest product there is.
+SUM_COLUMNS = gl.constexpr(8)
+
+
+@gluon.constexpr_function
+def accumulator(columns: int) -> gl.NVMMADistributedLayout:
+    """Layout of a product of 64 rows."""
+    return gl.NVMMADistributedLayout(
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 32]
+    )
+
+
+@gluon.constexpr_function
+def operand(columns: int) -> gl.DotOperandLayout:
+    """Layout of 8-bit rows that are multiplied from registers; of ``accumulator(columns)``."""
+    return gl.DotOperandLayout(operand_index=0, parent=accumulator(columns), k_width=4)
+
+
+@gluon.constexpr_function
+def shared_rows(row_bytes: int) -> gl.NVMMASharedLayout:
+    """Layout of tiles of 8-bit rows as the copy engine writes and the products read them."""
+    return gl.NVMMASharedLayout(swizzle_byte_width=min(row_bytes, 128), element_bitwidth=8, rank=2)
+
+
+@gluon.jit
+def exp2(x):
+    return gl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def token_of_column(n):
+    """Token offset whose key is stored at row ``n``; see ``primitives.token_of_position``."""
+    r = n % 16
+    return (n // 16) * 16 + 4 * ((r % 8) // 2) + 2 * (r // 8) + r % 2
+
+
+@gluon.jit
+def as_operand(x, LAYOUT: gl.constexpr):
+    """A tile in the accumulator's registers as the next product's operand: nothing moves.
+
+    K's rows are stored permuted inside groups of 16 for this; see ``token_of_column``.
+    """
+    ROWS: gl.constexpr = x.shape[0]
+    KEYS: gl.constexpr = x.shape[1]
+    x = x.reshape([ROWS, KEYS // 16, 2, 4, 2]).permute([0, 1, 3, 2, 4]).reshape([ROWS, KEYS])
+    return gl.convert_layout(x, LAYOUT)
+
+
+@gluon.jit
+def first_of_pairs(x):
+    """Every other column: a thread holds two neighbours, which are equal here."""
+    return gl.split(x.reshape([x.shape[0], x.shape[1] // 2, 2]))[0]
+
+
+@gluon.jit
+def of_rows(x, LAYOUT: gl.constexpr):
+    """A number per row, to be used with tiles of this layout."""
+    return gl.convert_layout(x, gl.SliceLayout(1, LAYOUT))[:, None]
+
+
+@gluon.jit
+def fetch(keys, values, key_row, value_row, ring, step, needed):
+    """Starts the copies of a step's tile into the ring; the tile before it must have been read."""
+    k_tiles, v_tiles, k_full, v_full, _ones = ring
+    stage = step % STAGES
+    mbarrier.expect(k_full.index(stage), keys.block_type.nbytes, pred=needed)
+    tma.async_copy_global_to_shared(
+        keys, [key_row, 0], k_full.index(stage), k_tiles.index(stage), pred=needed
+    )
+    mbarrier.expect(v_full.index(stage), values.block_type.nbytes, pred=needed)
+    tma.async_copy_global_to_shared(
+        values, [value_row, 0], v_full.index(stage), v_tiles.index(stage), pred=needed
+    )
+
+
+@gluon.jit
+def attend_step(
+    state, q_tile, ring, step, row_scale, key_scale, bias,
+    KEYS: gl.constexpr, D: gl.constexpr, BIASED: gl.constexpr,
+):  # fmt: skip
+    """Folds the tile that step ``step`` fetched into (acc, row_sum, row_max).
+
+    ``row_scale`` [64] times ``key_scale`` turns integers into logits in base 2; BIASED: ``bias``
+    [KEYS] is added to them.
+    On return every warp has read the tile.
+    """
+    acc, row_sum, row_max = state
+    k_tiles, v_tiles, k_full, v_full, ones = ring
+    LOGITS: gl.constexpr = accumulator(KEYS)
+    OUT: gl.constexpr = accumulator(D)
+    SUM: gl.constexpr = accumulator(SUM_COLUMNS)
+    P: gl.constexpr = operand(D)
+    stage = step % STAGES
+    phase = (step // STAGES) & 1
+    mbarrier.wait(k_full.index(stage), phase)
+    s = warpgroup_mma(
+        q_tile, k_tiles.index(stage).permute((1, 0)),
+        gl.zeros([QUERY_ROWS, KEYS], gl.int32, layout=LOGITS), use_acc=False, is_async=True,
+    )  # fmt: skip
+    s = warpgroup_mma_wait(0, deps=(s,))
+    factor = row_scale * key_scale
+    if BIASED:
+        # Spread only now: 32 registers of a thread that are needed nowhere else.
+        columns = gl.convert_layout(bias, gl.SliceLayout(0, LOGITS))
+        x = s.to(gl.float32) * factor[:, None] + columns[None, :]
+        tile_max = gl.max(x, 1)
+    else:
+        # The largest integer of a row is its largest logit, because the factors are positive.
+        tile_max = gl.max(s, 1).to(gl.float32) * factor
+    # A whole power of two: P's rounding is the same whichever block came first.
+    new_max = gl.maximum(row_max, gl.ceil(tile_max))
+    alpha = exp2(row_max - new_max)
+    # P times 2**8 in numerator and denominator: FP8's subnormals are out of the way.
+    offset = 8.0 - new_max
+    if BIASED:
+        p = gl.inline_asm_elementwise(
+            OF_FLOATS, OF_FLOATS_OPERANDS, [as_operand(x + offset[:, None], P)],
+            dtype=gl.int8, is_pure=True, pack=PACKED_KEYS,
+        )  # fmt: skip
+    else:
+        p = gl.inline_asm_elementwise(
+            OF_INTEGERS, OF_INTEGERS_OPERANDS,
+            [
+                as_operand(s, P),
+                of_rows(factor, P),
+                of_rows(offset, P),
+                of_rows(factor * CODE_FACTOR, P),
+                of_rows(offset * CODE_FACTOR + CODE_OFFSET, P),
+            ],
+            dtype=gl.int8, is_pure=True, pack=PACKED_KEYS,
+        )  # fmt: skip
+    p = p.to(gl.float8e4nv, bitcast=True)
+    mbarrier.wait(v_full.index(stage), phase)
+    product = warpgroup_mma(
+        p, v_tiles.index(stage).permute((1, 0)),
+        gl.zeros([QUERY_ROWS, D], gl.float32, layout=OUT), use_acc=False, is_async=True,
+    )  # fmt: skip
+    # The denominator is of the rounded P, so that a constant V comes out as it is.
+    added = warpgroup_mma(
+        gl.convert_layout(p, operand(SUM_COLUMNS)),
+        ones.slice(0, SUM_COLUMNS, dim=0).permute((1, 0)),
+        gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=SUM), use_acc=False, is_async=True,
+    )  # fmt: skip
+    product, added = warpgroup_mma_wait(0, deps=(product, added))
+    added = first_of_pairs(added)
+    ADDED: gl.constexpr = added.type.layout
+    gl.thread_barrier()
+    # A sum of its own for every tile: Hopper's tensor cores add FP8 products with about 14 bits and
+    # cut the rest off, which one long sum would not survive.
+    acc = acc * of_rows(alpha, OUT) + product
+    row_sum = row_sum * of_rows(alpha, ADDED) + added
+    return acc, row_sum, new_max
