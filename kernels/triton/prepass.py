@@ -58,10 +58,18 @@ def prepass_kernel(
     if first >= extra_start:
         shift = extra_start - grid_tokens
         end = shift + S
-    if (role > 0) & (first >= end):
-        return  # holes and padding of the query side only
-    order = tl.load(order_of_head + h).to(tl.int64)
     d = tl.arange(0, D)
+    pooled = (batch_head * stored_blocks + block) * D + d
+    if (role > 0) & (first >= end):
+        # Holes and padding of the query side only.
+        if POOL:
+            # The tail loads a hole's pooled rows with its neighbours', and must not meet a NaN.
+            hole = (d < D) & (block < stored_blocks)
+            zero = tl.zeros([D], dtype=tl.float32)
+            tl.store(pooled_k + pooled, zero.to(K.dtype.element_ty), mask=hole & (role == 1))
+            tl.store(pooled_v + pooled, zero.to(V.dtype.element_ty), mask=hole & (role == 2))
+        return
+    order = tl.load(order_of_head + h).to(tl.int64)
     n = tl.arange(0, ROWS)
     if role == 1:  # noqa: SIM108 - Triton compiles a branch, not a conditional tile
         position = first + token_of_position(n, PERMUTE_KEYS)
@@ -74,10 +82,9 @@ def prepass_kernel(
         token = tl.load(permutation + order * S + column, mask=valid, other=0).to(tl.int64)
     mask = row_mask(valid, d, HEAD_DIM, D)
     stored = (batch_head * rows_padded + first + n)[:, None] * D + d[None, :]
-    pooled = (batch_head * stored_blocks + block) * D + d
     size = tl.minimum(end - first, ROWS).to(tl.float32)
 
-    if role == 0:
+    if (role == 0) & (FIRST_ROLE == 0):  # otherwise the compiler leaves it out
         Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
         x = tl.load(Q + token[:, None] * q_stride_s + d[None, :], mask=mask, other=0.0)
         x = x.to(tl.float32)
@@ -144,14 +151,16 @@ def rotate(x, hadamard, ROWS: tl.constexpr, D: tl.constexpr):
         matrix = tl.load(hadamard + d[:, None] * D + d[None, :])
         return tl.dot(x.to(tl.float16), matrix) * (D**-0.5)
     else:
-        # The matrix of twice the size is [[M, M], [M, -M]].
+        # The matrix of twice the size is [[M, M], [M, -M]]. Both halves as rows of one product:
+        # theirs meet in the same thread, a quarter of the instructions go and nothing spills.
         HALF: tl.constexpr = D // 2
         d = tl.arange(0, HALF)
         matrix = tl.load(hadamard + d[:, None] * HALF + d[None, :])
-        left, right = tl.split(x.reshape([ROWS, 2, HALF]).permute([0, 2, 1]))
-        upper = tl.dot((left + right).to(tl.float16), matrix)
-        lower = tl.dot((left - right).to(tl.float16), matrix)
-        return tl.join(upper, lower).permute([0, 2, 1]).reshape([ROWS, D]) * (D**-0.5)
+        halves = x.to(tl.float16).reshape([ROWS, 2, HALF]).permute([1, 0, 2])
+        halves = tl.dot(halves.reshape([2 * ROWS, HALF]), matrix).reshape([2, ROWS, HALF])
+        left, right = tl.split(halves.permute([1, 2, 0]))
+        joined = tl.join(left + right, left - right).permute([0, 2, 1])
+        return joined.reshape([ROWS, D]) * (D**-0.5)
 
 
 def prepared_buffers(plan: CallPlan) -> dict[str, Buffer]:

@@ -75,6 +75,8 @@ def uneven_inputs(case: Case, dtype: torch.dtype) -> Inputs:
         ((16, 16), (64, 64), 64, FP16, False, "auto"),
         ((8, 16), (64, 128), 128, BF16, True, "auto"),
         ((8, 16), (128, 128), 64, FP16, True, "auto"),
+        ((8, 16), (128, 64), 64, BF16, True, "auto"),  # a hole of a whole key block
+        ((16, 16), (128, 64), 128, FP16, True, "auto"),
         ((8, 8), (64, 64), 128, BF16, True, "fp8"),  # two blocks a step
         ((8, 8), (64, 64), 64, FP16, False, "fp8"),
         ((8, 8), (64, 128), 128, BF16, True, "fp8"),

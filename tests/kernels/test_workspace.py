@@ -24,6 +24,8 @@ call_plan = pytest.importorskip(
         (CASES[7], (8, 8), False),  # rows without any block
         (JOINT[4], (8, 8), True),
         (JOINT[5], (8, 8), True),
+        (JOINT[5], (8, 16), True),  # a hole of a whole key block, among the tail's pooled rows
+        (JOINT[5], (16, 16), True),
         (JOINT[8], (8, 8), True),
         (HEAD_DIMS[3], (8, 8), True),  # padded channels
     ],
