@@ -1,8 +1,8 @@
 """Block-sparse attention on block-scaled FP4 tensor cores (sm_120), in plain Triton.
 
 Both products are ``tl.dot_scaled`` on NVFP4 operands that ``fp4_prepass`` has packed; the numbers
-are those of ``kernels.fp4_numerics``. One loop walks the row's list, then the extra tokens.
-Elsewhere the products are formed from the same numbers in float16, so that they can be checked.
+are those of ``kernels.fp4_numerics``. Or they are formed from the same numbers in float16, so that
+the kernel can be checked on any card. One loop walks the row's list, then the extra tokens.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..fp4_launch import CAPABILITIES, select_fp4_launch
+from ..fp4_launch import select_fp4_launch
 from ..key_packing import HIDING_BIAS
 from ..packed_layout import PackedLayout, padded_head_dim
 from .fp4_prepass import fp4_buffers, prepare_fp4
@@ -156,12 +156,13 @@ def fp4_attention(
     q: Tensor, k: Tensor, v: Tensor, permutation: Tensor, order_of_head: Tensor,
     row_offsets: Tensor, kv_indices: Tensor, computed_bits: Tensor, tail_bias: Tensor,
     key_bias: Tensor, biased: bool, grid_tokens: int, query_block: int, key_block: int, tail: bool,
-    scale: float,
+    scale: float, native: bool = True,
 ) -> Tensor:  # fmt: skip
     """Pre-pass and attention in FP4; arguments as ``kernels.sparse_attention`` resolves them.
 
     ``key_bias`` is read where ``biased``; ``grid_tokens`` is the length of the mask. The head
-    dimension and the block are such as ``fp4_serves`` allows.
+    dimension and the block are such as ``fp4_serves`` allows. ``native`` is for cards that it
+    allows; without it the same numbers are multiplied in float16, on any.
     """
     batch, heads, tokens, head_dim = q.shape
     out = q.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
@@ -178,7 +179,7 @@ def fp4_attention(
         groups.run(
             given, out, partial(
                 _attend_heads, row_heads=heads, biased=biased, grid_tokens=grid_tokens,
-                block=block, tail=tail, scale=scale,
+                block=block, tail=tail, scale=scale, native=native,
             ),
         )  # fmt: skip
     return out
@@ -198,7 +199,7 @@ def _groups_of(
 
 def _attend_heads(
     given: dict[str, Tensor], out: Tensor, *, row_heads: int, biased: bool, grid_tokens: int,
-    block: tuple[int, int], tail: bool, scale: float,
+    block: tuple[int, int], tail: bool, scale: float, native: bool,
 ) -> None:  # fmt: skip
     """Pre-pass and attention of all heads of a call, or of a group of them.
 
@@ -213,7 +214,6 @@ def _attend_heads(
     strides = (stride for x in (q, k, v) for stride in x.stride()[:2])
     alignment = stride_alignment(head_dim, strides)
     launch = select_fp4_launch(block)
-    native = q.device.type == "cuda" and torch.cuda.get_device_capability(q.device) in CAPABILITIES
     extra_tokens = tokens - grid_tokens
     rows = launch.query_tile
     prepared = prepare_fp4(
