@@ -69,7 +69,7 @@ def test_the_product_is_that_of_the_values(native, keys, channels):
     given = [*quantized(a / step_of(a, -1)), *quantized(b / step_of(b, -1))]
     sums, packed = product(*given, positive, native)
     want = decoded(*given[:2]).double() @ decoded(*given[2:]).double().T
-    assert relative_error(sums, want) < 1e-6
+    assert relative_error(sums, want) < 1e-5
     assert torch.equal(e2m1_values(packed), round_to_e2m1(positive))
 
 
@@ -86,4 +86,4 @@ def test_dot_scaled_takes_bytes_and_scales_as_the_kernel_lays_them():
         e2m1_values(x).double() * (scale.double() - 127).exp2().repeat_interleave(32, -1)
         for x, scale in ((a, of_a), (b, of_b))
     )
-    assert relative_error(sums, left @ right.T) < 1e-6
+    assert relative_error(sums, left @ right.T) < 1e-5
