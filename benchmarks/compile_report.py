@@ -13,170 +13,27 @@ instruction than INT4's own in the INT4 kernel; how many other launches spill is
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
-from _package import ROOT, load_package
-
-load_package()
-
-import torch  # noqa: E402
-import triton  # noqa: E402
-from paro_attention.kernels import BlockMask  # noqa: E402
-from paro_attention.kernels import triton as kernels  # noqa: E402
-from paro_attention.kernels.int4_launch import int4_serves  # noqa: E402
-from paro_attention.kernels.triton import int4  # noqa: E402
-from paro_attention.kernels.triton.call_plan import CallPlan, CallShape  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.compiler import ASTSource  # noqa: E402
+import triton
+from _package import ROOT
+from compile_cases import HEAD_DIMS, Launch, cases_for, int4, launches_of  # noqa: F401
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 
 RESULT = ROOT / "benchmarks" / "results" / "compile_report.json"
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 # Shared memory of one program, KiB (CUDA programming guide, table of compute capabilities).
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
-BITS = ((8, 8), (8, 16), (16, 16), (4, 4))
-HEAD_DIMS = (64, 96, 128, 256)
-BLOCKS = ((64, 64), (64, 128))
-TOKENS = 512
 MATRIX = re.compile(r"\b((?:[HIQ]G?MMA|UTC\w*MMA|OMMA)\S*)")
-TYPES = {
-    torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32", torch.int8: "i8",
-    torch.int16: "i16", torch.int32: "i32", torch.float8_e4m3fn: "fp8e4nv",
-}  # fmt: skip
 NATIVE_INT4 = "IMMA.16864"
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """A call: compute capability, head dimension, bits, block, and whether tokens are extra."""
-
-    capability: int
-    head_dim: int
-    bits: tuple[int, int]
-    block: tuple[int, int]
-    extra: bool
-
-    def __str__(self) -> str:
-        tokens = "joint" if self.extra else "grid"
-        bits, block = (f"{a}{sign}{b}" for (a, b), sign in ((self.bits, "/"), (self.block, "x")))
-        return f"head_dim {self.head_dim}, bits {bits}, blocks {block}, {tokens}"
-
-
-@dataclass(frozen=True, slots=True)
-class Launch:
-    """A kernel with what decides its machine code."""
-
-    kernel: Any
-    signature: tuple[tuple[str, str], ...]
-    constants: tuple[tuple[str, Any], ...]
-    aligned: tuple[int, ...]
-    options: tuple[tuple[str, Any], ...]
-
-
-class Recorder:
-    """Stands for a kernel and writes its launches down."""
-
-    def __init__(self, kernel: Any, launches: list[Launch]) -> None:
-        self.kernel = kernel
-        self.launches = launches
-
-    def __getitem__(self, _grid: object) -> Any:
-        return self._record
-
-    def _record(self, *given: Any, **named: Any) -> None:
-        names = self.kernel.arg_names
-        constants = {names[p.num]: named[p.name] for p in self.kernel.params if p.is_constexpr}
-        signature = {n: "constexpr" for n in constants}
-        aligned = []
-        for place, (name, value) in enumerate(zip(names, given, strict=False)):
-            signature[name] = _type_of(value)
-            fixed = self.kernel.params[place].do_not_specialize
-            if not fixed and (isinstance(value, torch.Tensor) or _divisible(value)):
-                aligned.append(place)
-        options = {n: value for n, value in named.items() if n not in constants}
-        self.launches.append(
-            Launch(
-                self.kernel,
-                tuple((n, signature[n]) for n in names),
-                tuple(constants.items()),
-                tuple(aligned),
-                tuple(options.items()),
-            )
-        )
-
-
-def _divisible(value: Any) -> bool:
-    return isinstance(value, int) and value % 16 == 0
-
-
-def _type_of(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"*{TYPES[value.dtype]}"
-    if isinstance(value, int | float):
-        return "i32" if isinstance(value, int) else "fp32"
-    shape = ", ".join(map(str, value.block_shape))
-    return f"tensordesc<{TYPES[value.base.dtype]}[{shape}]>"
-
-
-@contextmanager
-def recording(capability: tuple[int, int]) -> Iterator[list[Launch]]:
-    """Within it, launches are written down as on a card of this compute capability."""
-    launches: list[Launch] = []
-    names = ["attend", "prepass", "statistics"]
-    if int4.GLUON_SERVES:
-        names += ["int4_attention", "int4_prepass"]
-    modules = [importlib.import_module(f"{kernels.__name__}.{name}") for name in names]
-    with ExitStack() as stack:
-        stack.enter_context(patch("torch.cuda.get_device_capability", lambda _=None: capability))
-        for module in modules:
-            for name, value in list(vars(module).items()):
-                if name.endswith("_kernel") and isinstance(value, triton.JITFunction):
-                    stack.enter_context(patch.object(module, name, Recorder(value, launches)))
-        yield launches
-
-
-def launches_of(case: Case) -> list[Launch]:
-    """The launches of a call, none of them twice."""
-    capability = divmod(case.capability, 10)
-    extra = 64 if case.extra else 0
-    size = (1, TOKENS + extra, 2, case.head_dim)
-    q, k, v = (torch.zeros(size, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
-    blocks = tuple(-(-TOKENS // side) for side in case.block)
-    mask = BlockMask.from_dense(torch.ones(2, *blocks, dtype=torch.bool), case.block, TOKENS)
-    order = torch.arange(TOKENS + extra, dtype=torch.int32)[None]
-    given = {
-        "q": q, "k": k, "v": v, "permutation": order,
-        "order_of_head": torch.zeros(2, dtype=torch.int32), "row_offsets": mask.row_offsets,
-        "kv_indices": mask.kv_indices, "computed_bits": mask.computed_bits,
-        "tail_bias": torch.zeros(2), "key_bias": torch.zeros(1, max(extra, 1)),
-    }  # fmt: skip
-    scale = case.head_dim**-0.5
-    with recording(capability) as launches:
-        if case.bits == (4, 4) and int4_serves(capability, case.head_dim, case.block):
-            assert int4.int4_attention is not None, "this Triton cannot build the INT4 kernel"
-            int4.int4_attention(*given.values(), case.extra, TOKENS, *case.block, True, scale)
-        else:
-            shape = CallShape(
-                device=0, dtype=q.dtype, sizes=tuple(q.shape),
-                strides=(*q.stride(), *k.stride(), *v.stride()), aligned=(True,) * len(given),
-                lists=(*mask.computed_bits.shape[1:], int(case.extra)), grid_tokens=TOKENS,
-                block=case.block, qk_bits=case.bits[0], pv_bits=case.bits[1],
-                fp8=case.bits[1] == 8 and capability >= (8, 9), tail=True, biased=case.extra,
-                scale=scale,
-            )  # fmt: skip
-            kernels._record(CallPlan.of(shape), given, torch.empty_like(q))
-    return list(dict.fromkeys(launches))
 
 
 def compiled(launch: Launch, capability: int) -> Any:
@@ -226,15 +83,6 @@ def problems_of(row: dict[str, Any]) -> list[str]:
     if "attention" in row["kernel"] and not row["mma"]:
         found.append("no matrix instructions")
     return [f"{row['arch']} {row['kernel']} ({row['launch']}): {what}" for what in found]
-
-
-def cases_for(capability: int, head_dims: list[int]) -> Iterator[Case]:
-    """Calls whose kernels are looked at: every number format, blocks of 64 and of 128 keys."""
-    for head_dim in head_dims:
-        for bits in BITS:
-            for block in BLOCKS:
-                for extra in (False, True):
-                    yield Case(capability, head_dim, bits, block, extra)
 
 
 def main() -> None:

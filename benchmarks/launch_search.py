@@ -28,8 +28,8 @@ from bench_cases import Shape, random_inputs, random_mask, relative_error
 from compile_ahead import Variant, compile_ahead
 from gated_functions import ERROR_BUDGET
 from kernel_parts import call, parts, with_launch
-from paro_attention.kernels.launch import LaunchConfig, select_launch
-from paro_attention.kernels.launch_table import FULL, SEARCHED, LaunchRow
+from paro_attention.kernels.launch import select_launch
+from paro_attention.kernels.launch_table import FULL, SEARCHED, LaunchConfig, LaunchRow
 from timing import machine, sustained_ms
 
 TABLE = ROOT / "kernels" / "launch_table.py"
@@ -92,16 +92,12 @@ def candidates(key: Key, capability: tuple[int, int]) -> list[LaunchConfig]:
                     max_registers=cap,
                 )
             )
-    if getattr(present, "paired", False):
+    if present.paired:
         found.append(replace(present, paired=False))
     if present.tma:
-        found.append(replace(present, tma=False, **_unpaired(present)))
+        # Two blocks a step need the copy engine.
+        found.append(replace(present, tma=False, paired=False))
     return list(dict.fromkeys(found))
-
-
-def _unpaired(launch: LaunchConfig) -> dict[str, bool]:
-    """Two blocks a step need the copy engine."""
-    return {"paired": False} if getattr(launch, "paired", False) else {}
 
 
 Times = dict[LaunchConfig, dict[float, float]]  # milliseconds by density
@@ -175,8 +171,8 @@ def table_rows(
                 (key.block[0],),
                 (key.block[1],),
                 (low, high),
-                measured=measured,
-                **{field.name: getattr(launch, field.name) for field in fields(launch)},
+                launch,
+                measured,
             )
         )
         start = index + 1
@@ -207,10 +203,19 @@ def rewritten(text: str, name: str, kind: str, rows: Sequence[Any]) -> str:
 def _arguments(row: Any) -> list[str]:
     """``name=value`` of the fields that are not at their defaults."""
     return [
-        f"{field.name}={getattr(row, field.name)!r}"
+        f"{field.name}={_literal(getattr(row, field.name))}"
         for field in fields(row)
         if field.default is MISSING or getattr(row, field.name) != field.default
     ]
+
+
+def _literal(value: Any) -> str:
+    """A value as the table has it: of a launch, the fields without defaults by place."""
+    if not isinstance(value, LaunchConfig):
+        return repr(value)
+    placed = [repr(getattr(value, f.name)) for f in fields(value) if f.default is MISSING]
+    named = _arguments(value)[len(placed) :]
+    return f"LaunchConfig({', '.join([*placed, *named])})"
 
 
 def main() -> None:

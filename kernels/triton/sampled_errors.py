@@ -229,10 +229,17 @@ def pool_values(maps: Maps) -> Tensor:
     return pooled
 
 
+def error_rows(width: int, device: torch.device) -> int:
+    """Rows of a program of the error kernel for a padded head dimension."""
+    # Hopper's matrix instructions take 64 rows; the others' leave registers for 32.
+    hopper = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] == 9
+    return 16 if width > 128 else 64 if hopper else 32
+
+
 def row_errors(
     rows: DenseRows, part: tuple[Tensor, Tensor], kept: Tensor, pooled: Tensor, valid: Tensor,
     biases: Tensor, tokens: int, key_block: int, rows_of_block: int,
-    extra: tuple[Tensor, Tensor, Tensor] | None,
+    extra: tuple[Tensor, Tensor, Tensor] | None, side: int | None = None,
 ) -> Tensor:  # fmt: skip
     """float32 [N, R, COLUMNS]: squared errors for each of ``biases``, then the energy.
 
@@ -247,14 +254,13 @@ def row_errors(
         key_block: key tokens of a block.
         rows_of_block: rows of each query block.
         extra: what the extra keys add, [N, R, padded D], [N, R] and [N, R].
+        side: rows of a program; ``error_rows`` has the usual ones.
     """
     maps, count, width = rows.output.shape
     blocks, key_blocks = kept.shape[1:]
     out = torch.zeros(maps, count, COLUMNS, dtype=torch.float32, device=kept.device)
     more = extra or (rows.output, rows.logsumexp, rows.logsumexp)
-    # Hopper's matrix instructions take 64 rows; the others' leave registers for 32.
-    hopper = kept.device.type == "cuda" and torch.cuda.get_device_capability(kept.device)[0] == 9
-    side = 16 if width > 128 else 64 if hopper else 32
+    side = side or error_rows(width, kept.device)
     with torch.cuda.device_of(kept):
         error_kernel[(count // side, maps)](
             rows.output, rows.logsumexp, rows.top, rows.block_logits, *part, kept, pooled, valid,

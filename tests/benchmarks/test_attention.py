@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 from paro_attention.kernels import sparse_attention, unavailable_reason
-from paro_attention.kernels.launch import LaunchConfig
+from paro_attention.kernels.launch_table import LaunchConfig
 
 
 @pytest.fixture(scope="module")

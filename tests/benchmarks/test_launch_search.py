@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from paro_attention.kernels import launch_table
-from paro_attention.kernels.launch import LaunchConfig, select_launch
+from paro_attention.kernels.launch import select_launch
+from paro_attention.kernels.launch_table import LaunchConfig
 
 TABLE = Path(launch_table.__file__)
 SLOW, FAST = LaunchConfig(64, 128, 4, 3), LaunchConfig(64, 128, 4, 2, 168, tma=True)
@@ -54,7 +55,7 @@ def test_rows_cover_every_density_once(search):
     }
     low, high = search.table_rows(key, times, 90, 8e12)
     assert low.densities == (0.0, 0.141) and high.densities == (0.141, 1.0)
-    assert low.num_stages == 3 and high.num_stages == 2 and high.max_registers == 168
+    assert low.launch == SLOW and high.launch == FAST
     assert high.measured == ((1.0, 1000), (0.5, 1000), (0.2, 842))
     (only,) = search.table_rows(key, {FAST: times[FAST]}, 90, 8e12)
     assert only.densities == (0.0, 1.0) and len(only.measured) == 4
@@ -73,7 +74,7 @@ def test_the_written_table_is_read_back(search, tmp_path, monkeypatch):
     assert [repr(row) for row in read.SEARCHED] == [repr(row) for row in rows]
     assert repr(read.BLOCKS[0]) == repr(block)
     found = read.launch_row((64, 128), 128, 8, 8, (9, 0), 0.3)
-    assert found.num_stages == 3 and found.measured == ((1.0, 800), (0.1, 800))
+    assert found.launch.num_stages == 3 and found.measured == ((1.0, 800), (0.1, 800))
     assert not read.launch_row((64, 128), 128, 8, 8, (8, 9), 0.3).measured
     again = search.rewritten(text, "SEARCHED", "LaunchRow", ())
     again = search.rewritten(again, "BLOCKS", "BlockRow", ())

@@ -16,10 +16,10 @@ def test_every_density_has_a_launch_whose_tile_divides_the_block(capability):
     for block, *rest in CALLS:
         for density in (1e-6, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0):
             row = launch_row(block, *rest, capability, density)
-            tile = row.tile(block)
-            assert block[0] % tile[0] == 0 and block[1] % tile[1] == 0
+            launch = row.launch_of(block)
+            assert block[0] % launch.query_tile == 0 and block[1] % launch.key_tile == 0
             if rest[2] < 16:
-                assert tile[1] == block[1], "P and V are scaled per key block"
+                assert launch.key_tile == block[1], "P and V are scaled per key block"
 
 
 def test_no_rule_is_hidden_by_those_before_it():
