@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 from unittest.mock import patch
@@ -19,12 +19,14 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from paro_attention.kernels import BlockMask  # noqa: E402
 from paro_attention.kernels import triton as kernels  # noqa: E402
+from paro_attention.kernels.fp4_launch import fp4_serves  # noqa: E402
+from paro_attention.kernels.hopper_launch import hopper_serves  # noqa: E402
 from paro_attention.kernels.int4_launch import int4_serves  # noqa: E402
 from paro_attention.kernels.packed_layout import padded_head_dim  # noqa: E402
-from paro_attention.kernels.triton import int4  # noqa: E402
+from paro_attention.kernels.triton import fp4, int4  # noqa: E402
 from paro_attention.kernels.triton.call_plan import CallPlan, CallShape  # noqa: E402
 
-BITS = tuple(product((16, 8, 4), repeat=2))
+BITS = [(qk, pv) for qk in (16, 8, 4) for pv in (16, 8, 4)]
 HEAD_DIMS = (64, 96, 128, 256)
 BLOCKS = ((64, 64), (64, 128))
 TOKENS = 512
@@ -38,18 +40,41 @@ TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A call: compute capability, head dimension, bits, block, and whether tokens are extra."""
+    """A call: compute capability, head dimension, bits, block, and whether tokens are extra.
+
+    ``portable``: without the card's own kernel, as where Triton cannot build it.
+    """
 
     capability: int
     head_dim: int
     bits: tuple[int, int]
     block: tuple[int, int]
     extra: bool
+    portable: bool = False
 
     def __str__(self) -> str:
         tokens = "joint" if self.extra else "grid"
         bits, block = (f"{a}{sign}{b}" for (a, b), sign in ((self.bits, "/"), (self.block, "x")))
-        return f"head_dim {self.head_dim}, bits {bits}, blocks {block}, {tokens}"
+        kernel = ", portable" if self.portable else ""
+        return f"head_dim {self.head_dim}, bits {bits}, blocks {block}, {tokens}{kernel}"
+
+    @property
+    def kernel_of_4_bits(self) -> Any:
+        """The card's own kernel for 4 bits, with its pre-pass."""
+        kind = divmod(self.capability, 10), self.head_dim, self.block
+        if self.bits != (4, 4) or self.portable:
+            return None
+        kernel = int4.int4_attention if int4_serves(*kind) else None
+        return fp4.fp4_attention if fp4_serves(*kind) else kernel
+
+    @property
+    def fp8(self) -> bool:
+        return self.bits[1] == 8 and self.capability >= 89
+
+    @property
+    def on_hopper_kernel(self) -> bool:
+        card, width = divmod(self.capability, 10), padded_head_dim(self.head_dim)
+        return hopper_serves(card, width, self.block, *self.bits, self.fp8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +175,6 @@ def launches_of(case: Case | CalibrationCase) -> list[Launch]:
 
 
 def _attend(case: Case) -> None:
-    capability = divmod(case.capability, 10)
     extra = 64 if case.extra else 0
     size = (1, TOKENS + extra, 2, case.head_dim)
     q, k, v = (torch.zeros(size, dtype=torch.bfloat16).transpose(1, 2) for _ in range(3))
@@ -164,18 +188,20 @@ def _attend(case: Case) -> None:
         "tail_bias": torch.zeros(2), "key_bias": torch.zeros(1, max(extra, 1)),
     }  # fmt: skip
     scale = case.head_dim**-0.5
-    if case.bits == (4, 4) and int4_serves(capability, case.head_dim, case.block):
-        assert int4.int4_attention is not None, "this Triton cannot build the INT4 kernel"
-        int4.int4_attention(*given.values(), case.extra, TOKENS, *case.block, True, scale)
+    own = case.kernel_of_4_bits
+    if own is not None:
+        own(*given.values(), case.extra, TOKENS, *case.block, True, scale)
         return
     shape = CallShape(
         device=0, dtype=q.dtype, sizes=tuple(q.shape),
         strides=(*q.stride(), *k.stride(), *v.stride()), aligned=(True,) * len(given),
         lists=(*mask.computed_bits.shape[1:], int(case.extra)), grid_tokens=TOKENS,
         block=case.block, qk_bits=case.bits[0], pv_bits=case.bits[1],
-        fp8=case.bits[1] == 8 and capability >= (8, 9), tail=True, biased=case.extra, scale=scale,
+        fp8=case.fp8, tail=True, biased=case.extra, scale=scale,
     )  # fmt: skip
-    kernels._record(CallPlan.of(shape), given, torch.empty_like(q))
+    plan = CallPlan.of(shape)
+    plan.hopper = plan.hopper and not case.portable
+    kernels._record(plan, given, torch.empty_like(q))
 
 
 def _calibrate(case: CalibrationCase) -> None:
@@ -233,6 +259,9 @@ def cases_for(capability: int, head_dims: list[int]) -> Iterator[Case | Calibrat
     """Calls whose kernels are looked at: every number format, blocks of 64 and of 128 keys."""
     for head_dim, bits, block in product(head_dims, BITS, BLOCKS):
         for extra in (False, True):
-            yield Case(capability, head_dim, bits, block, extra)
+            case = Case(capability, head_dim, bits, block, extra)
+            yield case
+            if case.kernel_of_4_bits or case.on_hopper_kernel:
+                yield replace(case, portable=True)
     for head_dim, block in product(head_dims, BLOCKS):
         yield CalibrationCase(capability, head_dim, block)

@@ -2,12 +2,12 @@
 
     make compile-report
 
-No GPU is needed: the calls are made on CPU tensors with recorders in place of the kernels, and what
-was recorded is compiled for each architecture. For each launch: registers, spilled bytes (stack),
-shared memory and matrix instructions by name. Prints a table and writes
-benchmarks/results/compile_report.json; ``--kernel NAME`` and ``--capability CC`` take a part, which
-goes to ``--out``. More shared memory than the card has is an error, and so is a spill or another
-instruction than INT4's own in the INT4 kernel; how many other launches spill is said.
+No GPU is needed: the calls are made on CPU tensors with recorders in place of the kernels
+(``compile_cases.py``), and what was recorded is compiled for each architecture. For each launch:
+registers, spilled bytes (stack), shared memory and matrix instructions by name. Prints a table and
+writes benchmarks/results/compile_report.json; ``--kernel NAME`` and ``--capability CC`` take a
+part, which goes to ``--out``. More shared memory than the card has is an error, and so is a spill
+or another instruction than INT4's own in the INT4 kernel; how many other launches spill is said.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 
 import triton
 from _package import ROOT
-from compile_cases import HEAD_DIMS, Launch, cases_for, int4, launches_of  # noqa: F401
+from compile_cases import HEAD_DIMS, Launch, cases_for, launches_of
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
