@@ -34,6 +34,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}
 MATRIX = re.compile(r"\b((?:[HIQ]G?MMA|UTC\w*MMA|OMMA)\S*)")
 NATIVE_INT4 = "IMMA.16864"
+NATIVE_FP4 = "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"
 
 
 def compiled(launch: Launch, capability: int) -> Any:
@@ -82,7 +83,19 @@ def problems_of(row: dict[str, Any]) -> list[str]:
         found.append(f"not INT4's own instructions: {', '.join(integer)}")
     if "attention" in row["kernel"] and not row["mma"]:
         found.append("no matrix instructions")
+    found += fp4_problems(row)
     return [f"{row['arch']} {row['kernel']} ({row['launch']}): {what}" for what in found]
+
+
+def fp4_problems(row: dict[str, Any]) -> list[str]:
+    """What a launch of the FP4 kernel must not have; in 16 bits it multiplies the means."""
+    if row["kernel"] != "fp4_attention_kernel":
+        return []
+    found = [f"{row['spill_bytes']} bytes spilled"] if row["spill_bytes"] else []
+    own = {name for name in row["mma"] if not name.startswith("HMMA")}
+    if own != {NATIVE_FP4}:
+        found.append(f"not FP4's own instructions: {', '.join(row['mma'])}")
+    return found
 
 
 def main() -> None:
