@@ -44,13 +44,16 @@ def statistics_step(tokens: int, pv_bits: int, fp8: bool) -> int:
 
 
 def symmetric_scale(x: Tensor, limit: float, dim: int | tuple[int, ...]) -> Tensor:
-    """Scale that maps the largest magnitude along ``dim`` (kept) to ``limit``."""
-    return x.abs().amax(dim, keepdim=True).clamp_min(SCALE_FLOOR) / limit
+    """Scale that maps the largest magnitude along ``dim`` (kept) to ``limit``.
+
+    A product with the reciprocal, as in the kernels: ties must fall to the same side.
+    """
+    return x.abs().amax(dim, keepdim=True).clamp_min(SCALE_FLOOR) * (1.0 / limit)
 
 
 def fake_quantize(x: Tensor, scale: Tensor, low: float, high: float) -> Tensor:
     """Integers, as floats, nearest to ``x / scale`` within [low, high]."""
-    return (x / scale).round().clamp(low, high)
+    return (x * (1.0 / scale)).round().clamp(low, high)
 
 
 def hadamard(x: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def _attend(
     )
     # The tail is a short sequence of keys: in 8 bits where Q.K and P.V both are, else in 16.
     low_tail = qk_bits == 8 and pv_bits == 8
-    tail_tile = pooled_tile(key_block, q.shape[-1])
+    tail_tile = key_block if linear_fp8 else pooled_tile(key_block, q.shape[-1])
     exists = packing.exists(q.device)
     if fp4:
         logit_operands = Fp4Logits(q, k, means_k[..., :key_blocks, :], exists, key_block, dtype)
@@ -279,7 +279,7 @@ class _Values:
         self.fp8 = fp8
         self.v = v
         if bits == 8 and fp8:
-            in_range = (v / v_scale).clamp(-FP8_MAX, FP8_MAX)
+            in_range = (v * (1.0 / v_scale)).clamp(-FP8_MAX, FP8_MAX)
             self.v = in_range.to(torch.float8_e4m3fn).float() * v_scale
         elif bits == 8:
             self.v = fake_quantize(v, v_scale, -INT8_MAX, INT8_MAX) * v_scale

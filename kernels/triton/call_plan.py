@@ -198,6 +198,8 @@ class CallPlan:
     @property
     def tail_rows(self) -> int:
         """Pooled rows of one step of the tail: in 8 bits those that are quantised together."""
+        if self.hopper:
+            return self.shape.block[1]
         if self.low_tail:
             return pooled_tile(self.shape.block[1], self.shape.sizes[3])
         return min(self.launch.key_tile, self.launch.tail_rows)

@@ -63,11 +63,11 @@ def attend_on_hopper(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
         (
             tokens, shape.row_heads or heads, layout.grid_tokens, layout.extra_start, layout.rows,
             query_blocks, layout.key_blocks, layout.stored_blocks, bit_words,
-            extra_tokens if biases > 1 else 0, shape.scale * LOG2_E,
+            extra_tokens if biases > 1 else 0, shape.block[0], shape.scale * LOG2_E,
         ),
         {
-            "HEAD_DIM": head_dim, "D": width, "QUERY_BLOCK": shape.block[0], "TAIL": shape.tail,
+            "HEAD_DIM": head_dim, "D": width, "TAIL": shape.tail,
             "EXTRA": extra_tokens > 0, "BIASED": shape.biased, "HIDING": HIDING_BIAS,
         },
-        num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS,
+        num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS[width],
     )  # fmt: skip

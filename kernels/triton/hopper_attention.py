@@ -3,8 +3,9 @@
 The numbers are those of ``attention`` in 8 bits with FP8, but for the denominator, which is of the
 rounded probabilities. One warpgroup owns 64 query rows of one head. Keys and values come through a
 ring of two tiles by the copy engine: first the tiles of the pooled tail, then the row's list of key
-blocks, whole extra blocks, and at last those that need a bias per key. Three programs share a
-multiprocessor, and the products of one run under the softmax of the others.
+blocks, whole extra blocks, and at last those that need a bias per key. Narrow blocks come two a
+step. Three programs share a multiprocessor, and the products of one run under the softmax of the
+others.
 """
 
 from __future__ import annotations
@@ -27,24 +28,25 @@ from .hopper_tile import (
 # Sizes that change with length and density must not lead to another compilation.
 NOT_SPECIALIZED = (
     "S", "H", "grid_tokens", "extra_start", "rows_padded", "query_blocks", "key_blocks",
-    "stored_blocks", "bit_words", "key_bias", "bias_stride",
+    "stored_blocks", "bit_words", "key_bias", "bias_stride", "query_block",
 )  # fmt: skip
 LOG2_E = gl.constexpr(1.4426950408889634)
+STEP_KEYS = gl.constexpr(128)
 
 
 @gluon.jit
-def allocate_ring(keys, values):
+def allocate_ring(keys, values, UNITS: gl.constexpr):
     """(K tiles, V tiles, K's barriers, V's barriers, ones), barriers initialised."""
     KEYS: gl.constexpr = keys.block_type.shape[0]
     D: gl.constexpr = keys.block_type.shape[1]
-    k_tiles = gl.allocate_shared_memory(keys.dtype, [STAGES, KEYS, D], keys.layout)
-    v_tiles = gl.allocate_shared_memory(values.dtype, [STAGES, D, KEYS], values.layout)
+    k_tiles = gl.allocate_shared_memory(keys.dtype, [STAGES, UNITS * KEYS, D], keys.layout)
+    v_tiles = gl.allocate_shared_memory(values.dtype, [STAGES, UNITS * D, KEYS], values.layout)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):
         mbarrier.init(k_full.index(stage), count=1)
         mbarrier.init(v_full.index(stage), count=1)
-    ONES: gl.constexpr = gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0])
+    ONES: gl.constexpr = gl.BlockedLayout([1, 16], [128 // KEYS * 4, KEYS // 16], [4, 1], [1, 0])
     ones = gl.allocate_shared_memory(gl.float8e4nv, [2 * SUM_COLUMNS, KEYS], values.layout)
     # The bits of 1.0: ptxas leaves two bytes of a converted constant undefined.
     bits = gl.full([2 * SUM_COLUMNS, KEYS], 0x38, gl.int8, layout=ONES)
@@ -68,13 +70,62 @@ def block_at(index, row_list, listed, whole, blocks, EXTRA: gl.constexpr):
     return block
 
 
+@gluon.jit
+def blocks_at(index, row, EXTRA: gl.constexpr, UNITS: gl.constexpr):
+    """The key blocks of a step that begins with the row's ``index``-th; the last one again for one
+    that is missing.
+
+    ``row``: (its list, its length, whole blocks, all blocks, and as ``block_at`` has them).
+    """
+    row_list, listed, whole, count, blocks = row
+    left = block_at(index, row_list, listed, whole, blocks, EXTRA)
+    right = left
+    if UNITS == 2:
+        following = gl.minimum(index + 1, count - 1)
+        right = block_at(following, row_list, listed, whole, blocks, EXTRA)
+    return left, right
+
+
+@gluon.jit
+def bias_of_pooled(pooled, row):
+    """Bias of pooled rows in base 2, -inf of blocks that the row computes.
+
+    ``row``: (its bits, key blocks, the last of them, the bias of all others, the last's).
+    """
+    words, key_blocks, last_block, full_bias, last_bias = row
+    word = gl.load(words + pooled // 32, mask=pooled < key_blocks, other=-1)
+    bias = gl.where(pooled == last_block, last_bias, full_bias)
+    return gl.where(((word >> (pooled % 32)) & 1) == 0, bias, float("-inf"))
+
+
+@gluon.jit
+def bias_of_keys(position, exists, ends, given, EXTRA: gl.constexpr, BIASED: gl.constexpr):
+    """Bias of keys in base 2, -inf behind the end of the grid or of the extra tokens.
+
+    ``ends``: (end of the grid, first extra token, end of these); ``given``: (their biases, the one
+    that hides).
+    """
+    grid_tokens, extra_start, extra_end = ends
+    end = grid_tokens
+    if EXTRA:
+        end = gl.where(position < extra_start, grid_tokens, extra_end)
+    exists = (position < end) & exists
+    bias = gl.where(exists, 0.0, float("-inf"))
+    if BIASED:
+        biases, hiding = given
+        extra = position - extra_start
+        key_bias = gl.load(biases + extra, mask=exists & (extra >= 0), other=0.0)
+        bias += gl.where(key_bias > hiding, key_bias * LOG2_E, float("-inf"))
+    return bias
+
+
 @gluon.jit(do_not_specialize=NOT_SPECIALIZED)
 def hopper_attention_kernel(
     Out, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias, key_bias,
     queries, q_scale, keys, k_scale, values, v_scale, tail_keys, tail_key_scale, tail_values,
     S, H, grid_tokens, extra_start, rows_padded, query_blocks, key_blocks, stored_blocks,
-    bit_words, bias_stride, scale_log2,
-    HEAD_DIM: gl.constexpr, D: gl.constexpr, QUERY_BLOCK: gl.constexpr, TAIL: gl.constexpr,
+    bit_words, bias_stride, query_block, scale_log2,
+    HEAD_DIM: gl.constexpr, D: gl.constexpr, TAIL: gl.constexpr,
     EXTRA: gl.constexpr, BIASED: gl.constexpr, HIDING: gl.constexpr,
 ):  # fmt: skip
     """Grid (query tiles of the extra tokens and of the grid, B*H).
@@ -83,7 +134,9 @@ def hopper_attention_kernel(
     all heads. EXTRA: there are extra tokens; BIASED: their keys have a bias [B or 1, S -
     grid_tokens].
     """
-    KEYS: gl.constexpr = keys.block_type.shape[0]
+    BLOCK: gl.constexpr = keys.block_type.shape[0]
+    KEYS: gl.constexpr = STEP_KEYS
+    UNITS: gl.constexpr = KEYS // BLOCK
     LOGITS: gl.constexpr = accumulator(KEYS)
     OUT: gl.constexpr = accumulator(D)
     OUT_ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
@@ -106,7 +159,7 @@ def hopper_attention_kernel(
         )
         row_shift = gl.where(extra_rows, shift, 0)
         row_end = gl.where(extra_rows, shift + S, grid_tokens)
-    list_row = h * query_blocks + gl.where(extra_rows, 0, first_row // QUERY_BLOCK)
+    list_row = h * query_blocks + gl.where(extra_rows, 0, first_row // query_block)
     list_start = gl.load(row_offsets + list_row)
     count = gl.load(row_offsets + list_row + 1) - list_start
     row_list = kv_indices + list_start
@@ -116,50 +169,53 @@ def hopper_attention_kernel(
         count = gl.where(extra_rows, key_blocks, count)
 
     last_block = key_blocks - 1
-    last_size = grid_tokens - last_block * KEYS
+    last_size = grid_tokens - last_block * BLOCK
     ragged = 0
-    if (count > 0) & (last_size < KEYS):
+    if (count > 0) & (last_size < BLOCK):
         last_listed = gl.load(row_list + listed - 1, mask=listed > 0, other=0).to(gl.int32)
         if EXTRA:
             last_listed = gl.where(extra_rows, last_block, last_listed)
         ragged = (last_listed == last_block).to(gl.int32)
     grid_blocks = count - ragged
     whole = grid_blocks
-    steps = count
-    extra_block = extra_start // KEYS
+    everything = count
+    extra_block = extra_start // BLOCK
     if EXTRA:
         if not BIASED:
-            whole += (S - grid_tokens) // KEYS
-        steps += gl.cdiv(S - grid_tokens, KEYS)
+            whole += (S - grid_tokens) // BLOCK
+        everything += gl.cdiv(S - grid_tokens, BLOCK)
         listed = gl.where(extra_rows, 0, grid_blocks)
+    # Blocks that need a bias per key, and the odd one out, are stepped through behind the others.
+    main_steps = whole // UNITS
+    steps = main_steps + gl.cdiv(everything - main_steps * UNITS, UNITS)
+    row = (row_list, listed, whole, everything, (grid_blocks, ragged, last_block, extra_block))
+    tail_tiles = gl.cdiv(key_blocks, BLOCK)
     tail_steps = 0
     if TAIL:  # noqa: SIM102 - decided at compilation, the next line at run time
         if count < key_blocks:
-            tail_steps = gl.cdiv(key_blocks, KEYS)
-    blocks = (grid_blocks, ragged, last_block, extra_block)
-
-    head_row = (batch_head * rows_padded).to(gl.int32)
-    head_block = (batch_head * stored_blocks).to(gl.int32)
-    tail_tile = (batch_head * gl.cdiv(key_blocks, KEYS)).to(gl.int32)
-    k_scale += head_block
+            tail_steps = gl.cdiv(tail_tiles, UNITS)
+    head = ((batch_head * rows_padded).to(gl.int32), (batch_head * stored_blocks).to(gl.int32))
+    tail_first = (batch_head * tail_tiles).to(gl.int32)
+    tail_head = (tail_first * BLOCK, tail_first)
+    tail_key_scale += tail_first
+    k_scale += head[1]
 
     q_tile = gl.allocate_shared_memory(queries.dtype, queries.block_type.shape, queries.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(q_full, count=1)
-    ring = allocate_ring(keys, values)
+    ring = allocate_ring(keys, values, UNITS)
     fence_async_shared()
     gl.thread_barrier()
     mbarrier.expect(q_full, queries.block_type.nbytes)
-    tma.async_copy_global_to_shared(queries, [head_row + first_row, 0], q_full, q_tile)
+    tma.async_copy_global_to_shared(queries, [head[0] + first_row, 0], q_full, q_tile)
     for step in gl.static_range(STAGES):
         if TAIL:
-            fetch(tail_keys, tail_values, (tail_tile + step) * KEYS, (tail_tile + step) * D, ring,
-                  step, step < tail_steps)  # fmt: skip
+            units = (UNITS * step, gl.minimum(UNITS * step + 1, tail_tiles - 1))
+            fetch(tail_keys, tail_values, tail_head, units, ring, step, step < tail_steps, D, UNITS)
         if step >= tail_steps:
             index = step - tail_steps
-            block = block_at(index, row_list, listed, whole, blocks, EXTRA)
-            fetch(keys, values, head_row + block * KEYS, (head_block + block) * D, ring,
-                  step, index < steps)  # fmt: skip
+            units = blocks_at(index * UNITS, row, EXTRA, UNITS)
+            fetch(keys, values, head, units, ring, step, index < steps, D, UNITS)
 
     rows = gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, LOGITS))
     row_scale = gl.load(q_scale + batch_head * rows_padded + first_row + rows) * scale_log2
@@ -171,68 +227,72 @@ def hopper_attention_kernel(
     state = (acc, row_sum, row_max)
     # A bias is computed once a column and spread, not by every thread for the columns it holds.
     ONCE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    offset = token_of_column(gl.arange(0, KEYS, ONCE))
-    no_bias = gl.zeros([KEYS], gl.float32, layout=ONCE)
+    HALF: gl.constexpr = KEYS // 2
+    offset = token_of_column(gl.arange(0, HALF, ONCE))
+    no_bias = gl.zeros([HALF], gl.float32, layout=ONCE)
     mbarrier.wait(q_full, 0)
 
     if TAIL:
         bias_of_head = gl.load(tail_bias + h) * LOG2_E
-        full_bias = bias_of_head + gl.log2(KEYS * 1.0)
+        full_bias = bias_of_head + gl.log2(BLOCK * 1.0)
         last_bias = bias_of_head + gl.log2(last_size.to(gl.float32))
         words = computed_bits + list_row * bit_words
+        pooled_row = (words, key_blocks, last_block, full_bias, last_bias)
         for step in range(0, tail_steps):
-            pooled = step * KEYS + offset
-            word = gl.load(words + pooled // 32, mask=pooled < key_blocks, other=-1)
-            bias = gl.where(pooled == last_block, last_bias, full_bias)
-            bias = gl.where(((word >> (pooled % 32)) & 1) == 0, bias, float("-inf"))
-            key_scale = gl.load(tail_key_scale + tail_tile + step)
+            first = UNITS * step
+            second = gl.minimum(first + 1, tail_tiles - 1)
+            key_scales = gl.load(tail_key_scale + first), gl.load(tail_key_scale + second)
+            left_bias = bias_of_pooled(step * KEYS + offset, pooled_row)
+            right_bias = bias_of_pooled(step * KEYS + HALF + offset, pooled_row)
             state = attend_step(
-                state, q_tile, ring, step, row_scale, key_scale, bias,
-                KEYS, D, True,
+                state, q_tile, ring, step, row_scale, key_scales, (left_bias, right_bias),
+                D, UNITS, True,
             )  # fmt: skip
             later = step + STAGES
             if later < tail_steps:
-                fetch(tail_keys, tail_values, (tail_tile + later) * KEYS, (tail_tile + later) * D,
-                      ring, later, True)  # fmt: skip
+                units = (UNITS * later, gl.minimum(UNITS * later + 1, tail_tiles - 1))
+                fetch(tail_keys, tail_values, tail_head, units, ring, later, True, D, UNITS)
             else:
                 index = later - tail_steps
-                block = block_at(index, row_list, listed, whole, blocks, EXTRA)
-                fetch(keys, values, head_row + block * KEYS, (head_block + block) * D, ring,
-                      later, index < steps)  # fmt: skip
+                units = blocks_at(index * UNITS, row, EXTRA, UNITS)
+                fetch(keys, values, head, units, ring, later, index < steps, D, UNITS)
 
-    key_scale = gl.load(k_scale + block_at(0, row_list, listed, whole, blocks, EXTRA))
-    block = block_at(1, row_list, listed, whole, blocks, EXTRA)
-    for index in range(0, whole):
+    units = blocks_at(0, row, EXTRA, UNITS)
+    key_scales = gl.load(k_scale + units[0]), gl.load(k_scale + units[1])
+    units = blocks_at(UNITS, row, EXTRA, UNITS)
+    for index in range(0, main_steps):
         # Asked for before the products, used behind them.
-        next_scale = gl.load(k_scale + block)
-        block = block_at(index + STAGES, row_list, listed, whole, blocks, EXTRA)
+        next_scales = gl.load(k_scale + units[0]), gl.load(k_scale + units[1])
+        units = blocks_at((index + STAGES) * UNITS, row, EXTRA, UNITS)
+        turn = tail_steps + index
         state = attend_step(
-            state, q_tile, ring, tail_steps + index, row_scale, key_scale, no_bias, KEYS, D, False
+            state, q_tile, ring, turn, row_scale, key_scales, (no_bias, no_bias), D, UNITS, False
         )
-        fetch(keys, values, head_row + block * KEYS, (head_block + block) * D, ring,
-              tail_steps + index + STAGES, index + STAGES < steps)  # fmt: skip
-        key_scale = next_scale
+        later = index + STAGES
+        fetch(keys, values, head, units, ring, turn + STAGES, later < steps, D, UNITS)
+        key_scales = next_scales
 
-    for index in range(whole, steps):
-        block = block_at(index, row_list, listed, whole, blocks, EXTRA)
-        position = block * KEYS + offset
-        end = grid_tokens
-        if EXTRA:
-            end = gl.where(block < extra_block, grid_tokens, shift + S)
-        bias = gl.where(position < end, 0.0, float("-inf"))
-        if BIASED:
-            extra = position - extra_start
-            given = gl.load(
-                key_bias + b * bias_stride + extra, mask=(extra >= 0) & (position < end), other=0.0
-            )
-            bias += gl.where(given > HIDING, given * LOG2_E, float("-inf"))
+    ends = (grid_tokens, extra_start, shift + S)
+    given = (key_bias + b * bias_stride, HIDING)
+    for index in range(main_steps, steps):
+        units = blocks_at(index * UNITS, row, EXTRA, UNITS)
+        first = units[0] * BLOCK
+        second = first + HALF
+        exists = True
+        if UNITS == 2:
+            second = units[1] * BLOCK
+            exists = index * UNITS + 1 < everything
+        left_bias = bias_of_keys(first + offset, True, ends, given, EXTRA, BIASED)
+        right_bias = bias_of_keys(second + offset, exists, ends, given, EXTRA, BIASED)
+        key_scales = gl.load(k_scale + units[0]), gl.load(k_scale + units[1])
+        turn = tail_steps + index
         state = attend_step(
-            state, q_tile, ring, tail_steps + index, row_scale, gl.load(k_scale + block),
-            bias, KEYS, D, True,
+            state, q_tile, ring, turn, row_scale, key_scales, (left_bias, right_bias),
+            D, UNITS, True,
         )  # fmt: skip
-        later_block = block_at(index + STAGES, row_list, listed, whole, blocks, EXTRA)
-        fetch(keys, values, head_row + later_block * KEYS, (head_block + later_block) * D, ring,
-              tail_steps + index + STAGES, index + STAGES < steps)  # fmt: skip
+        later = index + STAGES
+        units = blocks_at(later * UNITS, row, EXTRA, UNITS)
+        fetch(keys, values, head, units, ring, turn + STAGES, later < steps, D, UNITS)
 
     acc, row_sum, row_max = state
     total = gl.convert_layout(gl.max(row_sum, 1), OUT_ROWS)

@@ -86,37 +86,99 @@ def of_rows(x, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def fetch(keys, values, key_row, value_row, ring, step, needed):
-    """Starts the copies of a step's tile into the ring; the tile before it must have been read."""
+def fetch(keys, values, first, units, ring, step, needed, D: gl.constexpr, UNITS: gl.constexpr):
+    """Starts the copies of a step's key blocks into the ring; the tile there must have been read.
+
+    ``keys`` and ``values``: descriptors; ``first``: (row, block) at which the head's begin;
+    ``units``: the two blocks of the step, or one and anything.
+    """
     k_tiles, v_tiles, k_full, v_full, _ones = ring
+    row, block = first
+    KEYS: gl.constexpr = keys.block_type.shape[0]
     stage = step % STAGES
-    mbarrier.expect(k_full.index(stage), keys.block_type.nbytes, pred=needed)
-    tma.async_copy_global_to_shared(
-        keys, [key_row, 0], k_full.index(stage), k_tiles.index(stage), pred=needed
-    )
-    mbarrier.expect(v_full.index(stage), values.block_type.nbytes, pred=needed)
-    tma.async_copy_global_to_shared(
-        values, [value_row, 0], v_full.index(stage), v_tiles.index(stage), pred=needed
-    )
+    k_tile = k_tiles.index(stage)
+    v_tile = v_tiles.index(stage)
+    mbarrier.expect(k_full.index(stage), UNITS * keys.block_type.nbytes, pred=needed)
+    for unit in gl.static_range(UNITS):
+        tma.async_copy_global_to_shared(
+            keys, [row + units[unit] * KEYS, 0], k_full.index(stage),
+            k_tile.slice(unit * KEYS, KEYS, dim=0), pred=needed,
+        )  # fmt: skip
+    mbarrier.expect(v_full.index(stage), UNITS * values.block_type.nbytes, pred=needed)
+    for unit in gl.static_range(UNITS):
+        tma.async_copy_global_to_shared(
+            values, [(block + units[unit]) * D, 0], v_full.index(stage),
+            v_tile.slice(unit * D, D, dim=0), pred=needed,
+        )  # fmt: skip
+
+
+@gluon.jit
+def halves(x):
+    """The left and the right half of a tile's columns: registers of their own, nothing moves."""
+    return gl.split(x.reshape([x.shape[0], 2, x.shape[1] // 2]).permute([0, 2, 1]))
+
+
+@gluon.jit
+def whole(left, right):
+    """Undoes ``halves``."""
+    x = gl.join(left, right).permute([0, 2, 1])
+    return x.reshape([x.shape[0], 2 * x.shape[2]])
+
+
+@gluon.jit
+def biased_logits(s, factor, bias):
+    """Logits [64, keys], base 2, of integers and a bias per key in any layout."""
+    LAYOUT: gl.constexpr = s.type.layout
+    # Spread only now: registers of a thread that are needed nowhere else.
+    bias = gl.convert_layout(bias, gl.SliceLayout(0, LAYOUT))
+    return s.to(gl.float32) * of_rows(factor, LAYOUT) + bias[None, :]
+
+
+@gluon.jit
+def bytes_of_floats(x, offset, P: gl.constexpr):
+    """P of logits [64, keys] in FP8, in the layout ``P`` of the next product's operand."""
+    LAYOUT: gl.constexpr = x.type.layout
+    return gl.inline_asm_elementwise(
+        OF_FLOATS, OF_FLOATS_OPERANDS, [as_operand(x + of_rows(offset, LAYOUT), P)],
+        dtype=gl.int8, is_pure=True, pack=PACKED_KEYS,
+    ).to(gl.float8e4nv, bitcast=True)  # fmt: skip
+
+
+@gluon.jit
+def bytes_of_integers(s, factor, offset, P: gl.constexpr):
+    """P of integer logits [64, keys] in FP8, in the layout ``P`` of the next product's operand."""
+    return gl.inline_asm_elementwise(
+        OF_INTEGERS, OF_INTEGERS_OPERANDS,
+        [
+            as_operand(s, P),
+            of_rows(factor, P),
+            of_rows(offset, P),
+            of_rows(factor * CODE_FACTOR, P),
+            of_rows(offset * CODE_FACTOR + CODE_OFFSET, P),
+        ],
+        dtype=gl.int8, is_pure=True, pack=PACKED_KEYS,
+    ).to(gl.float8e4nv, bitcast=True)  # fmt: skip
 
 
 @gluon.jit
 def attend_step(
-    state, q_tile, ring, step, row_scale, key_scale, bias,
-    KEYS: gl.constexpr, D: gl.constexpr, BIASED: gl.constexpr,
+    state, q_tile, ring, step, row_scale, key_scales, biases,
+    D: gl.constexpr, UNITS: gl.constexpr, BIASED: gl.constexpr,
 ):  # fmt: skip
-    """Folds the tile that step ``step`` fetched into (acc, row_sum, row_max).
+    """Folds the key blocks that step ``step`` fetched into (acc, row_sum, row_max).
 
-    ``row_scale`` [64] times ``key_scale`` turns integers into logits in base 2; BIASED: ``bias``
-    [KEYS] is added to them.
-    On return every warp has read the tile.
+    ``row_scale`` [64] times the scale of the key's block, the first of two, turns integers into
+    logits in base 2; BIASED: ``biases`` [KEYS / 2] of both halves of the tile are added to them. On
+    return every warp has read the tile.
     """
     acc, row_sum, row_max = state
     k_tiles, v_tiles, k_full, v_full, ones = ring
+    KEYS: gl.constexpr = k_tiles.shape[1]
     LOGITS: gl.constexpr = accumulator(KEYS)
     OUT: gl.constexpr = accumulator(D)
     SUM: gl.constexpr = accumulator(SUM_COLUMNS)
     P: gl.constexpr = operand(D)
+    ROWS: gl.constexpr = row_max.type.layout
     stage = step % STAGES
     phase = (step // STAGES) & 1
     mbarrier.wait(k_full.index(stage), phase)
@@ -125,49 +187,59 @@ def attend_step(
         gl.zeros([QUERY_ROWS, KEYS], gl.int32, layout=LOGITS), use_acc=False, is_async=True,
     )  # fmt: skip
     s = warpgroup_mma_wait(0, deps=(s,))
-    factor = row_scale * key_scale
-    if BIASED:
-        # Spread only now: 32 registers of a thread that are needed nowhere else.
-        columns = gl.convert_layout(bias, gl.SliceLayout(0, LOGITS))
-        x = s.to(gl.float32) * factor[:, None] + columns[None, :]
-        tile_max = gl.max(x, 1)
-    else:
-        # The largest integer of a row is its largest logit, because the factors are positive.
+    first_scale, second_scale = key_scales
+    if UNITS == 1:
+        second_scale = first_scale
+    factor = row_scale * first_scale
+    # The largest integer of a row is its largest logit, because the factors are positive.
+    if UNITS == 1 and not BIASED:
         tile_max = gl.max(s, 1).to(gl.float32) * factor
+    else:
+        left, right = halves(s)
+        other_factor = row_scale * second_scale
+        if BIASED:
+            left = biased_logits(left, factor, biases[0])
+            right = biased_logits(right, other_factor, biases[1])
+            tile_max = gl.convert_layout(gl.maximum(gl.max(left, 1), gl.max(right, 1)), ROWS)
+        else:
+            tile_max = gl.maximum(
+                gl.convert_layout(gl.max(left, 1), ROWS).to(gl.float32) * factor,
+                gl.convert_layout(gl.max(right, 1), ROWS).to(gl.float32) * other_factor,
+            )
     # A whole power of two: P's rounding is the same whichever block came first.
     new_max = gl.maximum(row_max, gl.ceil(tile_max))
     alpha = exp2(row_max - new_max)
     # P times 2**8 in numerator and denominator: FP8's subnormals are out of the way.
     offset = 8.0 - new_max
     if BIASED:
-        p = gl.inline_asm_elementwise(
-            OF_FLOATS, OF_FLOATS_OPERANDS, [as_operand(x + offset[:, None], P)],
-            dtype=gl.int8, is_pure=True, pack=PACKED_KEYS,
-        )  # fmt: skip
+        p = bytes_of_floats(left, offset, P)
+        q = bytes_of_floats(right, offset, P)
+        if UNITS == 1:
+            p = gl.convert_layout(whole(p, q), P)
+    elif UNITS == 2:
+        p = bytes_of_integers(left, factor, offset, P)
+        q = bytes_of_integers(right, other_factor, offset, P)
     else:
-        p = gl.inline_asm_elementwise(
-            OF_INTEGERS, OF_INTEGERS_OPERANDS,
-            [
-                as_operand(s, P),
-                of_rows(factor, P),
-                of_rows(offset, P),
-                of_rows(factor * CODE_FACTOR, P),
-                of_rows(offset * CODE_FACTOR + CODE_OFFSET, P),
-            ],
-            dtype=gl.int8, is_pure=True, pack=PACKED_KEYS,
-        )  # fmt: skip
-    p = p.to(gl.float8e4nv, bitcast=True)
+        p = bytes_of_integers(s, factor, offset, P)
     mbarrier.wait(v_full.index(stage), phase)
+    v_tile = v_tiles.index(stage)
     product = warpgroup_mma(
-        p, v_tiles.index(stage).permute((1, 0)),
+        p, v_tile.slice(0, D, dim=0).permute((1, 0)),
         gl.zeros([QUERY_ROWS, D], gl.float32, layout=OUT), use_acc=False, is_async=True,
     )  # fmt: skip
     # The denominator is of the rounded P, so that a constant V comes out as it is.
+    column = ones.slice(0, SUM_COLUMNS, dim=0).permute((1, 0))
     added = warpgroup_mma(
-        gl.convert_layout(p, operand(SUM_COLUMNS)),
-        ones.slice(0, SUM_COLUMNS, dim=0).permute((1, 0)),
+        gl.convert_layout(p, operand(SUM_COLUMNS)), column,
         gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=SUM), use_acc=False, is_async=True,
     )  # fmt: skip
+    if UNITS == 2:
+        product = warpgroup_mma(
+            q, v_tile.slice(D, D, dim=0).permute((1, 0)), product, is_async=True
+        )
+        added = warpgroup_mma(
+            gl.convert_layout(q, operand(SUM_COLUMNS)), column, added, is_async=True
+        )
     product, added = warpgroup_mma_wait(0, deps=(product, added))
     added = first_of_pairs(added)
     ADDED: gl.constexpr = added.type.layout
