@@ -3,6 +3,7 @@
 # make bench   attention timings on a GPU: out/bench/attention.json
 # make support models served, on every ComfyUI found: docs/support.json and the README's table
 # make compile-report   the kernels' machine code for every architecture, without a GPU
+# make compile-versions the kernels compiled by Triton 3.3, 3.6 and the newest, without a GPU
 # make lint    ruff and pyright only
 #
 # Variables:
@@ -43,7 +44,7 @@ TORCH_STAMP = $(VENV)/.paro-torch
 DEMO_STAMP = $(VENV)/.paro-demo
 TEST_STAMP = $(VENV)/.paro-test
 
-.PHONY: help test demo bench compile-report support lint format readme clean
+.PHONY: help test demo bench compile-report compile-versions support lint format readme clean
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
@@ -92,6 +93,9 @@ bench: $(DEMO_STAMP)
 
 compile-report: $(TEST_STAMP)
 	$(PY) benchmarks/compile_report.py
+
+compile-versions: $(TEST_STAMP)
+	$(PY) benchmarks/compile_versions.py
 
 support: $(TEST_STAMP)
 	$(PY) tests/families/support.py

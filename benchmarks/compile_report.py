@@ -24,7 +24,7 @@ from typing import Any
 
 import triton
 from _package import ROOT
-from compile_cases import HEAD_DIMS, Launch, cases_for, launches_of
+from compile_cases import HEAD_DIMS, Launch, cases_for, is_gluon, launches_of
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -40,7 +40,7 @@ NATIVE_FP4 = "OMMA.SF.16864.F32.E2M1.E2M1.UE4M3.4X"
 def compiled(launch: Launch, capability: int) -> Any:
     """The kernel of a launch, as Triton's compiler gives it."""
     kind = ASTSource
-    if launch.kernel.is_gluon():
+    if is_gluon(launch.kernel):
         from triton.experimental.gluon._runtime import GluonASTSource as kind
     attributes = {(place,): [["tt.divisibility", 16]] for place in launch.aligned}
     source = kind(launch.kernel, dict(launch.signature), dict(launch.constants), attributes)

@@ -239,23 +239,31 @@ ANY, ALL = (), ALL_BLOCKS
 # of the launches that do not, it is the one with most query rows, then most programs and warps on a
 # multiprocessor, then fewest instructions. Shared memory stays below 99 KiB, or sm_80's 163.
 RULES: tuple[LaunchRow, ...] = (
-    # 4 bits. P and V of low bits are scaled per key block, so there the key tile is the block.
-    LaunchRow((100,), (64,), (4,), (8, 4), ALL, (128,), FULL, LaunchConfig(32, 128, 4, 2, 184)),
-    LaunchRow(ANY, (64,), (4,), (8, 4), ALL, (128,), FULL, LaunchConfig(32, 128, 4, 2)),
-    LaunchRow(ANY, (64,), (4,), (8, 4), ALL, (32, 64), FULL, LaunchConfig(64, 64, 4, 2)),
+    # 4 bits. P and V of low bits are scaled per key block, so there the key tile is the block. A
+    # cap of 255 keeps the compiler from spilling for the sake of one more program.
+    LaunchRow(HOPPER, (64,), (16, 8), (4,), ALL, ALL, FULL, LaunchConfig(64, 128, 4, 2)),
+    LaunchRow((80, 100), (64,), (16, 8, 4), (4,), ALL, (128,), FULL,
+              LaunchConfig(32, 128, 4, 2, 255)),
+    LaunchRow((80, 100), (64,), (4,), (8,), ALL, (128,), FULL, LaunchConfig(32, 128, 4, 2, 255)),
+    LaunchRow(ANY, (64,), (16, 8, 4), (4,), ALL, (128,), FULL, LaunchConfig(32, 128, 4, 2)),
+    LaunchRow(ANY, (64,), (4,), (8,), ALL, (128,), FULL, LaunchConfig(32, 128, 4, 2)),
+    LaunchRow(ANY, (64,), (16, 8, 4), (4,), ALL, ALL, FULL, LaunchConfig(64, 64, 4, 2, 255)),
+    LaunchRow(ANY, (64,), (4,), (16, 8), ALL, ALL, FULL,
+              LaunchConfig(64, 64, 4, 2, 255, tail_rows=16)),
     LaunchRow((100,), (128,), (4,), (8, 4), ALL, ALL, FULL, LaunchConfig(32, 128, 4, 2)),
-    LaunchRow(ANY, (128,), (4,), (8, 4), ALL, ALL, FULL,
+    LaunchRow(ANY, (128,), (16, 8, 4), (4,), ALL, ALL, FULL,
               LaunchConfig(64, 128, 8, 2, tail_rows=16)),
-    LaunchRow(ANY, NARROW, (16, 8), (4,), ALL, ALL, FULL, LaunchConfig(64, 128, 4, 2)),
-    LaunchRow(ANY, NARROW, (4,), (16,), ALL, ALL, FULL, LaunchConfig(64, 64, 4, 2)),
+    LaunchRow(ANY, (128,), (4,), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 8, 2, tail_rows=16)),
+    LaunchRow(ANY, (128,), (4,), (16,), ALL, ALL, FULL, LaunchConfig(64, 64, 8, 2, tail_rows=16)),
     # 8-bit values on Hopper: 168 registers and two stages hold three programs on a multiprocessor.
     LaunchRow(HOPPER, NARROW, (16,), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 4, 2, tma=True)),
     LaunchRow(HOPPER, NARROW, (8,), (8,), ALL, (64,), FULL,
               LaunchConfig(64, 64, 4, 2, 168, tma=True, paired=True)),
     LaunchRow(HOPPER, NARROW, (8,), (8,), ALL, (32, 128), FULL,
               LaunchConfig(64, 128, 4, 2, 168, tma=True)),
-    LaunchRow((80,), NARROW, (16, 8), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 4, 3)),
-    LaunchRow((86, 87), (128,), (16, 8), (8,), ALL, (128,), FULL, LaunchConfig(64, 128, 8, 2)),
+    LaunchRow((80,), NARROW, (8,), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 4, 3)),
+    LaunchRow((86, 87), (128,), (8,), (8,), ALL, (128,), FULL, LaunchConfig(64, 128, 8, 2)),
+    LaunchRow(ANY, (128,), (16,), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 8, 2, tail_rows=16)),
     LaunchRow(ANY, NARROW, (16, 8), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 4, 2)),
     # 16-bit values. At 128 channels two programs only fit with little in flight: few pooled rows a
     # step, and with 16-bit keys one stage, where products take longer than loads. Not on sm_80.
@@ -264,12 +272,14 @@ RULES: tuple[LaunchRow, ...] = (
     LaunchRow(ANY, (64,), (16, 8), (16,), ALL, ALL, FULL, LaunchConfig(64, 64, 4, 2)),
     LaunchRow((80,), (128,), (16,), (16,), ALL, ALL, FULL, LaunchConfig(64, 64, 8, 2)),
     LaunchRow((100,), (128,), (16, 8), (16,), ALL, ALL, FULL, LaunchConfig(64, 32, 4, 2)),
-    LaunchRow(ANY, (128,), (16,), (16,), ALL, ALL, FULL, LaunchConfig(64, 32, 4, 1, tail_rows=16)),
+    LaunchRow(ANY, (128,), (16,), (16,), ALL, ALL, FULL,
+              LaunchConfig(64, 32, 4, 1, 255, tail_rows=16)),
     LaunchRow(ANY, (128,), (8,), (16,), ALL, ALL, FULL, LaunchConfig(64, 32, 4, 2, tail_rows=16)),
     # Rows of 256 channels. Only Hopper has more than 99 KiB of shared memory for sure, and 64 rows
     # suit its instructions; a 16-bit K of 128 keys leaves the others no second stage.
     LaunchRow(ANY, WIDE, (4,), (8, 4), ALL, ALL, FULL, LaunchConfig(32, 128, 8, 2, tail_rows=32)),
-    LaunchRow(ANY, WIDE, (4,), (16,), ALL, ALL, FULL, LaunchConfig(32, 64, 8, 2)),
+    LaunchRow(ANY, WIDE, (4,), (16,), ALL, ALL, FULL,
+              LaunchConfig(32, 64, 8, 2, 255, tail_rows=16)),
     LaunchRow(ANY, WIDE, (8,), (4,), ALL, ALL, FULL, LaunchConfig(32, 128, 8, 2)),
     LaunchRow(HOPPER, WIDE, (16,), (4,), ALL, ALL, FULL, LaunchConfig(32, 128, 8, 2)),
     LaunchRow(HOPPER, WIDE, (16, 8), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 8, 2, tma=True)),
