@@ -189,16 +189,21 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / "error-curve.json")
     parser.add_argument("--table", type=Path, help=f"launch table to write BLOCKS into ({TABLE})")
+    every = ",".join(f"{query}x{key}" for query, key in BLOCKS)
+    parser.add_argument("--blocks", default=every, help="our blocks, out of the default's")
     parser.add_argument("--seconds", type=float, default=4.0, help="timed seconds")
     parser.add_argument("--workers", type=int, default=12, help="processes that compile ahead")
     parser.add_argument("--commit", default=None, help="commit to record where there is no git")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/error_curve.py needs a CUDA GPU; this machine has none")
+    chosen = [block for block in BLOCKS if f"{block[0]}x{block[1]}" in given.blocks.split(",")]
+    if not chosen:
+        parser.error(f"--blocks must be out of {every}, got {given.blocks}")
     begin = time.monotonic()
     torch.manual_seed(0)
     shape = SHAPES["main"][0]
-    compile_ahead((Variant(shape.head_dim, block, 8, 8) for block in BLOCKS), given.workers)
+    compile_ahead((Variant(shape.head_dim, block, 8, 8) for block in chosen), given.workers)
     device = torch.device("cuda")
     probes, calibrated = recorded(load_demo_model(device, torch.float32), SCALE, torch.float16)
     print(f"recorded after {time.monotonic() - begin:.0f} s", flush=True)
@@ -206,7 +211,7 @@ def main() -> None:
     functions: dict[str, Callable[[], object]] = {}
     points: list[Point] = []
     first: Experiment | None = None
-    for block in BLOCKS:
+    for block in chosen:
         experiment, heads = calibrated(block)
         first = first or experiment
         own_orders = replace(inputs, permutation=heads.permutation(shape, device))
@@ -229,7 +234,13 @@ def main() -> None:
             print(f"{peer.name} not run: {reason}", flush=True)
             not_run.append({"name": peer.name, "reason": reason})
             continue
-        points += peer_points(first, peer, probes)
+        try:
+            points += peer_points(first, peer, probes)
+        except Exception as error:  # another package's limits must not cost the whole run
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            print(f"{peer.name} failed: {reason}", flush=True)
+            not_run.append({"name": peer.name, "reason": reason})
+            continue
         for density in DENSITIES:
             name = _name(Point(peer.name, density, 0.0))
             functions[name] = peer.bind(inputs.q, inputs.k, inputs.v, None, density)
