@@ -128,22 +128,25 @@ def fp4_attention_kernel(
         masked = first + KEY_BLOCK > end
         if BIASED:
             masked = masked | (block >= extra_block)
-        bias = tl.where(first + n < end, 0.0, float("-inf"))
+        bias = end - first
         if BIASED:
+            # Loaded ahead of the branch that adds it, so that it comes with the keys.
             extra = first + n - extra_start
-            given = tl.load(
-                key_bias + extra, mask=(extra >= 0) & (first + n < end), other=0.0
-            )  # fmt: skip
-            bias += tl.where(given > HIDING, given * 1.4426950408889634, float("-inf"))
+            known = (extra >= 0) & (first + n < end)
+            given = tl.load(key_bias + extra, mask=known, other=0.0)
+            given = tl.where(given > HIDING, given * 1.4426950408889634, float("-inf"))
+            bias = tl.where(first + n < end, given, float("-inf"))
         acc, row_sum, row_max = attend_fp4_tile(
             acc, row_sum, row_max, q_codes, q_scales, q16, row_scale, block, masked, bias,
             scale_log2, k4, k_scale, group_mean, v4, v_scale, steps, pooled_v,
-            D, BM, KEY_BLOCK, PIECE, NATIVE,
+            D, BM, KEY_BLOCK, PIECE, BIASED, NATIVE,
         )  # fmt: skip
 
     # A row with nothing to attend to is zero.
     weight = 1.0 / tl.where(row_sum == 0.0, 1.0, row_sum)
-    out = Out + (b * S + token)[:, None] * (H * HEAD_DIM) + h * HEAD_DIM
+    # Looked up here again, not kept: registers are what the loop is short of.
+    written = tl.load(token_of + row - row_shift, mask=row_valid, other=0).to(tl.int64)
+    out = Out + (b * S + written)[:, None] * (H * HEAD_DIM) + h * HEAD_DIM
     for part in tl.static_range(D // PIECE):
         channel = part * PIECE + tl.arange(0, PIECE)
         tl.store(

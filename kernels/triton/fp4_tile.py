@@ -51,14 +51,15 @@ def attend_fp4_tile(
     acc, row_sum, row_max, q4, q_scale, q16, row_scale, block, masked, bias, scale_log2,
     k4, k_scale, group_mean, v4, v_scale, steps, pooled_v,
     D: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PIECE: tl.constexpr,
-    NATIVE: tl.constexpr,
+    BIASED: tl.constexpr, NATIVE: tl.constexpr,
 ):  # fmt: skip
     """Folds one key block into (acc, row_sum, row_max).
 
     ``acc`` is a tuple of D / PIECE tensors [BM, PIECE]: Triton gives each warp rows of its own only
     where a product's result is not wider than it is high.
-    ``row_scale`` [BM] takes the products of Q to logits to base 2; where ``masked``, ``bias`` [BN]
-    is added to them. The tensors of K and V are this head's.
+    ``row_scale`` [BM] takes the products of Q to logits to base 2. Where ``masked``, ``bias`` is
+    added to them: [BN] if BIASED, else the number of keys from which on they are hidden. The
+    tensors of K and V are this head's.
     """
     n = tl.arange(0, BN)
     d = tl.arange(0, D)
@@ -74,7 +75,8 @@ def attend_fp4_tile(
     of_means = tl.dot(q16, means) * scale_log2
     s = s * (row_scale * tl.load(steps + block * 2))[:, None, None] + of_means[:, :, None]
     if masked:
-        s += bias.reshape([1, BN // 16, 16])
+        of_keys = bias if BIASED else tl.where(n < bias, 0.0, float("-inf"))
+        s += of_keys.reshape([1, BN // 16, 16])
 
     # A block may be hidden whole: its maximum is -inf then, and its P zero.
     top = tl.maximum(tl.max(tl.max(s, 2), 1), -1e30)
