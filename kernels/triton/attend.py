@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..key_packing import HIDING_BIAS
 from .attention import attention_kernel
-from .call_plan import CallPlan, Tile, strides_of
+from .call_arguments import Tile
+from .call_plan import CallPlan, strides_of
 from .hopper import attend_on_hopper
 from .primitives import LOG2_E
 

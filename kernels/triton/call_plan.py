@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +18,13 @@ from torch import Tensor
 from ..hopper_launch import hopper_serves
 from ..launch import LaunchConfig, select_launch
 from ..packed_layout import PackedLayout, padded_head_dim, pooled_tile
+from .call_arguments import Buffer, Described, Tile
 from .gluon_support import HOPPER_NEEDS, gluon_has
 from .head_groups import HeadGroups
 from .primitives import stride_alignment
 
 # A new prompt length is a new plan; forgetting old ones costs a look at the arguments.
 MAX_PLANS = 512
-ALIGNMENT_BYTES = 256
 
 
 class CallShape(NamedTuple):
@@ -62,74 +61,13 @@ class CallShape(NamedTuple):
     row_heads: int = 0
 
 
-class Buffer(NamedTuple):
-    """A tensor that lives as long as a call."""
-
-    dtype: torch.dtype
-    sizes: tuple[int, ...]
-
-    @property
-    def bytes(self) -> int:
-        size = prod(self.sizes) * self.dtype.itemsize
-        return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
-
-
-class Tile(NamedTuple):
-    """An argument that is a tensor descriptor: the named tensor as rows, loaded in tiles.
-
-    ``gluon``: for a kernel in Gluon.
-    """
-
-    name: str
-    tile: tuple[int, int]
-    gluon: bool = False
-
-    def descriptor(self, tensor: Tensor) -> Any:
-        """Of a tensor, for a kernel in Triton, or for one in Gluon that reads 8-bit rows."""
-        rows, tile = tensor.view(-1, self.tile[1]), list(self.tile)
-        if self.gluon:
-            from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
-            from .hopper_tile import shared_rows
-
-            return TensorDescriptor.from_tensor(rows, tile, shared_rows(self.tile[1]))
-        from triton.tools.tensor_descriptor import TensorDescriptor
-
-        return TensorDescriptor.from_tensor(rows, tile)
-
-
 @dataclass(frozen=True, slots=True)
 class _Launch:
     """A launch as it was made: whatever else it takes is at the named tensors' addresses."""
 
     runner: Any
-    arguments: tuple[str | _Described, ...]
+    arguments: tuple[str | Described, ...]
     static: tuple[Any, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Described:
-    name: str
-    kind: type
-    fields: dict[str, Any]
-
-    def at(self, address: int) -> Any:
-        """The descriptor of a tensor at this address; its checks were made the first time."""
-        descriptor = object.__new__(self.kind)
-        descriptor.__dict__.update(self.fields, base=_Address(address))
-        return descriptor
-
-
-class _Address:
-    """Stands for a tensor where only its address is read."""
-
-    __slots__ = ("_address",)
-
-    def __init__(self, address: int) -> None:
-        self._address = address
-
-    def data_ptr(self) -> int:
-        return self._address
 
 
 @dataclass(slots=True)
@@ -255,7 +193,7 @@ class CallPlan:
             descriptor = argument.descriptor(tensors[argument.name])
             given.append(descriptor)
             fields = {name: x for name, x in vars(descriptor).items() if name != "base"}
-            recorded.append(_Described(argument.name, type(descriptor), fields))
+            recorded.append(Described(argument.name, type(descriptor), fields))
         compiled = kernel[grid](*given, *numbers, **constants, **options)
         if compiled is not None:  # the interpreter compiles nothing
             self._launches[kernel, launch_of] = _Launch(

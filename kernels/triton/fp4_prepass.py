@@ -16,7 +16,7 @@ from torch import Tensor
 from ..fp4_numerics import GROUP
 from ..packed_layout import PackedLayout
 from ..quantization import hadamard_matrix
-from .call_plan import Buffer
+from .call_arguments import Buffer
 from .fp4_numbers import quantize
 from .int4_prepass import key_of_k
 from .prepass import rotate

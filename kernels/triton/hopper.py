@@ -8,7 +8,8 @@ from torch import Tensor
 from ..hopper_launch import MAX_REGISTERS, NUM_WARPS, QUERY_ROWS, hopper_serves
 from ..key_packing import HIDING_BIAS
 from ..packed_layout import padded_head_dim
-from .call_plan import CallPlan, Tile
+from .call_arguments import Tile
+from .call_plan import CallPlan
 from .gluon_support import HOPPER_NEEDS, gluon_has
 from .primitives import LOG2_E
 

@@ -14,6 +14,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from .hopper_steps import LOG2_E, bias_of_keys, bias_of_pooled, blocks_at
 from .hopper_tile import (
     QUERY_ROWS,
     STAGES,
@@ -30,7 +31,6 @@ NOT_SPECIALIZED = (
     "S", "H", "grid_tokens", "extra_start", "rows_padded", "query_blocks", "key_blocks",
     "stored_blocks", "bit_words", "key_bias", "bias_stride", "query_block",
 )  # fmt: skip
-LOG2_E = gl.constexpr(1.4426950408889634)
 STEP_KEYS = gl.constexpr(128)
 
 
@@ -52,71 +52,6 @@ def allocate_ring(keys, values, UNITS: gl.constexpr):
     bits = gl.full([2 * SUM_COLUMNS, KEYS], 0x38, gl.int8, layout=ONES)
     ones.store(bits.to(gl.float8e4nv, bitcast=True))
     return k_tiles, v_tiles, k_full, v_full, ones
-
-
-@gluon.jit
-def block_at(index, row_list, listed, whole, blocks, EXTRA: gl.constexpr):
-    """Key block of a row's step: its list, or all of the grid, extra blocks, then those peeled.
-
-    ``blocks``: (whole blocks of the grid, whether the last is ragged, last, first extra block).
-    """
-    grid_blocks, ragged, last_block, extra_block = blocks
-    block = gl.load(row_list + index, mask=index < listed, other=0).to(gl.int32)
-    if EXTRA:
-        behind = extra_block + index - grid_blocks
-        unlisted = gl.where(index < grid_blocks, index, behind)
-        peeled = gl.where(index - whole < ragged, last_block, behind - ragged)
-        block = gl.where(index < listed, block, gl.where(index < whole, unlisted, peeled))
-    return block
-
-
-@gluon.jit
-def blocks_at(index, row, EXTRA: gl.constexpr, UNITS: gl.constexpr):
-    """The key blocks of a step that begins with the row's ``index``-th; the last one again for one
-    that is missing.
-
-    ``row``: (its list, its length, whole blocks, all blocks, and as ``block_at`` has them).
-    """
-    row_list, listed, whole, count, blocks = row
-    left = block_at(index, row_list, listed, whole, blocks, EXTRA)
-    right = left
-    if UNITS == 2:
-        following = gl.minimum(index + 1, count - 1)
-        right = block_at(following, row_list, listed, whole, blocks, EXTRA)
-    return left, right
-
-
-@gluon.jit
-def bias_of_pooled(pooled, row):
-    """Bias of pooled rows in base 2, -inf of blocks that the row computes.
-
-    ``row``: (its bits, key blocks, the last of them, the bias of all others, the last's).
-    """
-    words, key_blocks, last_block, full_bias, last_bias = row
-    word = gl.load(words + pooled // 32, mask=pooled < key_blocks, other=-1)
-    bias = gl.where(pooled == last_block, last_bias, full_bias)
-    return gl.where(((word >> (pooled % 32)) & 1) == 0, bias, float("-inf"))
-
-
-@gluon.jit
-def bias_of_keys(position, exists, ends, given, EXTRA: gl.constexpr, BIASED: gl.constexpr):
-    """Bias of keys in base 2, -inf behind the end of the grid or of the extra tokens.
-
-    ``ends``: (end of the grid, first extra token, end of these); ``given``: (their biases, the one
-    that hides).
-    """
-    grid_tokens, extra_start, extra_end = ends
-    end = grid_tokens
-    if EXTRA:
-        end = gl.where(position < extra_start, grid_tokens, extra_end)
-    exists = (position < end) & exists
-    bias = gl.where(exists, 0.0, float("-inf"))
-    if BIASED:
-        biases, hiding = given
-        extra = position - extra_start
-        key_bias = gl.load(biases + extra, mask=exists & (extra >= 0), other=0.0)
-        bias += gl.where(key_bias > hiding, key_bias * LOG2_E, float("-inf"))
-    return bias
 
 
 @gluon.jit(do_not_specialize=NOT_SPECIALIZED)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..int4_layout import LANES, NIBBLES, ROWS, STEP, WORDS
 from ..packed_layout import PackedLayout
 from ..quantization import hadamard_matrix, statistics_step
-from .call_plan import Buffer
+from .call_arguments import Buffer
 from .prepass import rotate
 from .primitives import head_offset, round_to_int, row_mask, token_of_position
 

@@ -19,12 +19,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..quantization import hadamard_matrix
-from .call_plan import Buffer, CallPlan, strides_of
+from .call_arguments import Buffer
+from .call_plan import CallPlan, strides_of
 from .primitives import head_offset, round_to_int, row_mask, token_of_position
 from .statistics import measure, statistics_buffers
 
 # Wider rows are rotated in halves: a 256 x 256 matrix does not fit into shared memory everywhere.
 MAX_ROTATION = 128
+# Rows of Q that are rotated together where the channels are more.
+QUERY_ROWS = 64
 
 
 @triton.jit(
@@ -217,27 +220,33 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
     if low_qk or pv_bits == 8:
         measure(plan, tensors)
     first_role = 0 if low_qk else 1
-    warps = 4 if rows < 128 and width <= 128 else 8
-    plan.run(
-        prepass_kernel,
-        (padded // rows if low_qk else blocks, pairs, 3 - first_role),
-        tensors,
-        (
-            "q", "k", "v", "permutation", "order_of_head", "k_mean", "v_scale", "hadamard",
-            "q8", "q_scale", "keys", "k_scale", "values", "v_scale", "v_low",
-            "pooled_k", "pooled_v",
-        ),
-        (
-            *strides_of(shape, 0), *strides_of(shape, 1), *strides_of(shape, 2),
-            tokens, heads, layout.grid_tokens, layout.extra_start, padded, blocks,
-        ),
-        {
-            "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": plan.alignment, "ROWS": rows,
-            "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": plan.pooled,
-            "GATHER": True, "PERMUTE_KEYS": low_qk and low_pv, "FIRST_ROLE": first_role,
-        },
-        num_warps=warps,
-    )  # fmt: skip
+    parts = [(first_role, 3 - first_role, rows)]
+    if qk_bits == 4 and width > MAX_ROTATION and rows > QUERY_ROWS:
+        # Rows of Q need be no block, and 128 of 256 channels are more than the registers hold.
+        parts = [(0, 1, QUERY_ROWS), (1, 2, rows)]
+    for role, roles, side in parts:
+        plan.run(
+            prepass_kernel,
+            (padded // side if role == 0 else blocks, pairs, roles),
+            tensors,
+            (
+                "q", "k", "v", "permutation", "order_of_head", "k_mean", "v_scale", "hadamard",
+                "q8", "q_scale", "keys", "k_scale", "values", "v_scale", "v_low",
+                "pooled_k", "pooled_v",
+            ),
+            (
+                *strides_of(shape, 0), *strides_of(shape, 1), *strides_of(shape, 2),
+                tokens, heads, layout.grid_tokens, layout.extra_start, padded, blocks,
+            ),
+            {
+                "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": plan.alignment, "ROWS": side,
+                "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": plan.pooled,
+                "GATHER": True, "PERMUTE_KEYS": low_qk and low_pv, "FIRST_ROLE": role,
+            },
+            launch_of=f"role {role}",
+            num_warps=4 if side < 128 and width <= 128 else 8,
+            maxnreg=_registers(plan),
+        )  # fmt: skip
     if plan.low_tail:
         # The grid's pooled rows are a short sequence; the same kernel quantises them.
         stride = (blocks * width, 0, width)
@@ -261,9 +270,18 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
                 "QK_BITS": 8, "PV_BITS": 8, "FP8": fp8, "POOL": False, "GATHER": False,
                 "PERMUTE_KEYS": True, "FIRST_ROLE": 1,
             },
-            num_warps=8,
             launch_of="tail",
+            num_warps=8,
+            maxnreg=128 if width > MAX_ROTATION else None,
         )  # fmt: skip
+
+
+def _registers(plan: CallPlan) -> int | None:
+    """Where the compiler spills a register for the sake of one more program."""
+    device = plan.shape.device
+    ampere = device >= 0 and torch.cuda.get_device_capability(device) == (8, 0)
+    whole = plan.shape.qk_bits == plan.shape.pv_bits == 16
+    return 80 if ampere and whole and plan.width == 128 else None
 
 
 def rotation_matrix(plan: CallPlan, device: torch.device) -> Tensor:

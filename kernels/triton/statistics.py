@@ -11,7 +11,8 @@ import triton.language as tl
 from torch import Tensor
 
 from ..quantization import FP8_V_MAX, INT8_MAX, statistics_step
-from .call_plan import Buffer, CallPlan, strides_of
+from .call_arguments import Buffer
+from .call_plan import CallPlan, strides_of
 from .primitives import head_offset, row_mask
 
 STATISTICS_ROWS = 128
@@ -120,4 +121,5 @@ def measure(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
         (sampled, chunks, FP8_V_MAX if shape.fp8 else INT8_MAX),
         {"D": width, "STEP": 32, "OF_V": shape.pv_bits == 8},
         num_warps=4,
+        maxnreg=128,  # few programs: none is worth a spilled register
     )

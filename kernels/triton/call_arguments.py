@@ -1,0 +1,75 @@
+"""Arguments of a call's kernels: the buffers that it makes, and what is loaded as tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+ALIGNMENT_BYTES = 256
+
+
+class Buffer(NamedTuple):
+    """A tensor that lives as long as a call."""
+
+    dtype: torch.dtype
+    sizes: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        size = prod(self.sizes) * self.dtype.itemsize
+        return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+
+
+class Tile(NamedTuple):
+    """An argument that is a tensor descriptor: the named tensor as rows, loaded in tiles.
+
+    ``gluon``: for a kernel in Gluon.
+    """
+
+    name: str
+    tile: tuple[int, int]
+    gluon: bool = False
+
+    def descriptor(self, tensor: Tensor) -> Any:
+        """Of a tensor, for a kernel in Triton, or for one in Gluon that reads 8-bit rows."""
+        rows, tile = tensor.view(-1, self.tile[1]), list(self.tile)
+        if self.gluon:
+            from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+            from .hopper_tile import shared_rows
+
+            return TensorDescriptor.from_tensor(rows, tile, shared_rows(self.tile[1]))
+        from triton.tools.tensor_descriptor import TensorDescriptor
+
+        return TensorDescriptor.from_tensor(rows, tile)
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A tensor descriptor of the named tensor, but for the address."""
+
+    name: str
+    kind: type
+    fields: dict[str, Any]
+
+    def at(self, address: int) -> Any:
+        """The descriptor of a tensor at this address; its checks were made the first time."""
+        descriptor = object.__new__(self.kind)
+        descriptor.__dict__.update(self.fields, base=_Address(address))
+        return descriptor
+
+
+class _Address:
+    """Stands for a tensor where only its address is read."""
+
+    __slots__ = ("_address",)
+
+    def __init__(self, address: int) -> None:
+        self._address = address
+
+    def data_ptr(self) -> int:
+        return self._address
