@@ -134,8 +134,8 @@ def fp4_attention_kernel(
             extra = first + n - extra_start
             known = (extra >= 0) & (first + n < end)
             given = tl.load(key_bias + extra, mask=known, other=0.0)
-            given = tl.where(given > HIDING, given * 1.4426950408889634, float("-inf"))
-            bias = tl.where(first + n < end, given, float("-inf"))
+            bias = tl.where(first + n < end, 0.0, float("-inf"))
+            bias += tl.where(given > HIDING, given * 1.4426950408889634, float("-inf"))
         acc, row_sum, row_max = attend_fp4_tile(
             acc, row_sum, row_max, q_codes, q_scales, q16, row_scale, block, masked, bias,
             scale_log2, k4, k_scale, group_mean, v4, v_scale, steps, pooled_v,
