@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# Triton 3.6 multiplies NVFP4 natively there. On sm_121 and below sm_100 it does not compile; on
-# sm_100 it needs tiles of 128 rows.
+# Where Triton 3.6 multiplies NVFP4 natively in this kernel. On sm_100 it does in tiles of 128 rows,
+# but not with scales that a kernel computes, as those of P are; on sm_121 not at all.
 CAPABILITIES = ((12, 0),)
 MAX_HEAD_DIM = 128
 # One instruction sums 64 keys.

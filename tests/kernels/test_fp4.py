@@ -127,6 +127,22 @@ def test_the_interpreted_kernel_equals_the_reference(case, tail):
 
 
 @interpreted
+def test_a_call_in_groups_of_heads_gives_the_bits_of_the_whole():
+    kernel = pytest.importorskip("paro_attention.kernels.triton.fp4_attention")
+    case = Case("", batch=2, heads=3, tokens=130, extra=(0, 20), hidden=(0, 4))
+    inputs = make_inputs(case, torch.float16)
+    given = arguments(inputs, case, True)
+    whole = kernel.fp4_attention(*given, native=False)
+    q, block = inputs.q, inputs.mask.block
+    groups = kernel._groups_of(q.device, q.dtype, q.shape, case.tokens, block)
+    groups.together = 2
+    try:
+        assert torch.equal(kernel.fp4_attention(*given, native=False), whole)
+    finally:
+        groups.together = case.batch * case.heads
+
+
+@interpreted
 @pytest.mark.parametrize("case", [SERVED[1], SERVED[4]], ids=lambda case: case.name)
 def test_the_pre_pass_stores_what_the_reference_rounds_to(case):
     from paro_attention.kernels.fp4_numerics import Fp4Logits
