@@ -251,6 +251,7 @@ RULES: tuple[LaunchRow, ...] = (
     LaunchRow(ANY, (64,), (4,), (16, 8), ALL, ALL, FULL,
               LaunchConfig(64, 64, 4, 2, 255, tail_rows=16)),
     LaunchRow((100,), (128,), (4,), (8, 4), ALL, ALL, FULL, LaunchConfig(32, 128, 4, 2)),
+    LaunchRow((86, 87), (128,), (4,), (4,), ALL, (128,), FULL, LaunchConfig(32, 128, 4, 2)),
     LaunchRow(ANY, (128,), (16, 8, 4), (4,), ALL, ALL, FULL,
               LaunchConfig(64, 128, 8, 2, tail_rows=16)),
     LaunchRow(ANY, (128,), (4,), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 8, 2, tail_rows=16)),
