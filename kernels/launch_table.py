@@ -251,7 +251,7 @@ RULES: tuple[LaunchRow, ...] = (
     LaunchRow(ANY, (64,), (4,), (16, 8), ALL, ALL, FULL,
               LaunchConfig(64, 64, 4, 2, 255, tail_rows=16)),
     LaunchRow((100,), (128,), (4,), (8, 4), ALL, ALL, FULL, LaunchConfig(32, 128, 4, 2)),
-    LaunchRow((86, 87), (128,), (4,), (4,), ALL, (128,), FULL, LaunchConfig(32, 128, 4, 2)),
+    LaunchRow((86, 87, 89), (128,), (4,), (4,), ALL, (128,), FULL, LaunchConfig(32, 128, 4, 2)),
     LaunchRow(ANY, (128,), (16, 8, 4), (4,), ALL, ALL, FULL,
               LaunchConfig(64, 128, 8, 2, tail_rows=16)),
     LaunchRow(ANY, (128,), (4,), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 8, 2, tail_rows=16)),
@@ -278,7 +278,7 @@ RULES: tuple[LaunchRow, ...] = (
     LaunchRow(ANY, (128,), (8,), (16,), ALL, ALL, FULL, LaunchConfig(64, 32, 4, 2, tail_rows=16)),
     # Rows of 256 channels. Only Hopper has more than 99 KiB of shared memory for sure, and 64 rows
     # suit its instructions; a 16-bit K of 128 keys leaves the others no second stage.
-    LaunchRow(ANY, WIDE, (4,), (8, 4), ALL, ALL, FULL, LaunchConfig(32, 128, 8, 2, tail_rows=32)),
+    LaunchRow(ANY, WIDE, (4,), (8, 4), ALL, ALL, FULL, LaunchConfig(32, 128, 8, 2, tail_rows=16)),
     LaunchRow(ANY, WIDE, (4,), (16,), ALL, ALL, FULL,
               LaunchConfig(32, 64, 8, 2, 255, tail_rows=16)),
     LaunchRow(ANY, WIDE, (8,), (4,), ALL, ALL, FULL, LaunchConfig(32, 128, 8, 2)),

@@ -272,7 +272,7 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
             },
             launch_of="tail",
             num_warps=8,
-            maxnreg=128 if width > MAX_ROTATION else None,
+            maxnreg=128 if width > MAX_ROTATION and tile <= QUERY_ROWS else None,
         )  # fmt: skip
 
 

@@ -61,11 +61,15 @@ class DenseRows(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RowsLaunch:
-    """Launch of the two passes: rows of a program and Triton's options."""
+    """Launch of the two passes: rows of a program and Triton's options.
+
+    ``kept_stages``: of the pass over some of the blocks.
+    """
 
     rows: int
     num_warps: int
     num_stages: int
+    kept_stages: int
 
 
 def select_rows_launch(width: int, device: torch.device) -> RowsLaunch:
@@ -73,9 +77,10 @@ def select_rows_launch(width: int, device: torch.device) -> RowsLaunch:
     capability = (9, 0) if device.type == "cpu" else torch.cuda.get_device_capability(device)
     roomy = capability in ((8, 0), (9, 0), (10, 0))
     if width > 128:
-        return RowsLaunch(64, 8, 2 if roomy else 1)
-    # Tokens are fetched before their keys: five stages are one step of keys ahead, three none.
-    return RowsLaunch(ROW_TILE, 8, 5 if roomy else 3)
+        return RowsLaunch(64, 8, 2, 2) if roomy else RowsLaunch(64, 8, 1, 1)
+    # Tokens are fetched before their keys: five stages are one step of keys ahead, three none. With
+    # three the second pass spills on sm_86.
+    return RowsLaunch(ROW_TILE, 8, 5, 5) if roomy else RowsLaunch(ROW_TILE, 8, 3, 2)
 
 
 @triton.jit
@@ -281,7 +286,8 @@ def attend_kept(
     with torch.cuda.device_of(maps.q):
         kept_rows_kernel[(rows // options["BM"], splits, count)](
             *common[0], kept, top, out, totals, *common[1], rows, key_blocks, splits,
-            kept.shape[1], maps.rows_of_block, maps.scale * LOG2_E, **options,
+            kept.shape[1], maps.rows_of_block, maps.scale * LOG2_E,
+            **options | {"num_stages": (launch or _launch_of(maps)).kept_stages},
         )  # fmt: skip
     return (out[:, 0], totals[:, 0]) if splits == 1 else (out.sum(1), totals.sum(1))
 
@@ -292,7 +298,7 @@ def _call(
     """Sizes (maps, splits, rows, width, key blocks), what both launches begin with, options."""
     tokens, head_dim = maps.q.shape[1:]
     width, key_blocks = padded_head_dim(head_dim), -(-tokens // maps.block[1])
-    launch = launch or select_rows_launch(width, maps.q.device)
+    launch = launch or _launch_of(maps)
     count, rows = len(maps.head_of_map), len(maps.positions)
     keys = min(maps.block[1], 64)
     splits = _splits(count * (rows // launch.rows), key_blocks, maps.q.device)
@@ -307,6 +313,10 @@ def _call(
         "num_warps": launch.num_warps, "num_stages": launch.num_stages,
     }  # fmt: skip
     return (count, splits, rows, width, key_blocks), (tensors, (*strides, tokens)), options
+
+
+def _launch_of(maps: Maps) -> RowsLaunch:
+    return select_rows_launch(padded_head_dim(maps.q.shape[-1]), maps.q.device)
 
 
 def _splits(tiles: int, key_blocks: int, device: torch.device) -> int:

@@ -121,5 +121,5 @@ def measure(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
         (sampled, chunks, FP8_V_MAX if shape.fp8 else INT8_MAX),
         {"D": width, "STEP": 32, "OF_V": shape.pv_bits == 8},
         num_warps=4,
-        maxnreg=128,  # few programs: none is worth a spilled register
+        maxnreg=128 if width <= 128 else None,  # few programs: none is worth a spilled register
     )
