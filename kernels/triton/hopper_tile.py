@@ -227,6 +227,11 @@ def attend_step(
         p, v_tile.slice(0, D, dim=0).permute((1, 0)),
         gl.zeros([QUERY_ROWS, D], gl.float32, layout=OUT), use_acc=False, is_async=True,
     )  # fmt: skip
+    if UNITS == 2:
+        # Behind the product that it adds to, not behind one of another shape.
+        product = warpgroup_mma(
+            q, v_tile.slice(D, D, dim=0).permute((1, 0)), product, is_async=True
+        )
     # The denominator is of the rounded P, so that a constant V comes out as it is.
     column = ones.slice(0, SUM_COLUMNS, dim=0).permute((1, 0))
     added = warpgroup_mma(
@@ -234,9 +239,6 @@ def attend_step(
         gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=SUM), use_acc=False, is_async=True,
     )  # fmt: skip
     if UNITS == 2:
-        product = warpgroup_mma(
-            q, v_tile.slice(D, D, dim=0).permute((1, 0)), product, is_async=True
-        )
         added = warpgroup_mma(
             gl.convert_layout(q, operand(SUM_COLUMNS)), column, added, is_async=True
         )

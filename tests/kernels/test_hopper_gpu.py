@@ -18,7 +18,7 @@ SERVED = [
     replace(case, block=block)
     for case in (*CASES, *JOINT, *HEAD_DIMS)
     if case.head_dim <= 128
-    for block in ((64, 128), (64, 64), (128, 128), (128, 64))
+    for block in ((64, 128), (128, 128))
 ]
 LONG = Case("long", heads=4, tokens=4100, head_dim=128, block=(64, 128), density=1.0)
 
@@ -42,7 +42,7 @@ def test_equals_its_reference(case, tail):
 
 
 @pytest.mark.parametrize("tail", [True, False], ids=["tail", "dropped"])
-@pytest.mark.parametrize("case", SERVED[::4], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", SERVED[::2], ids=lambda case: case.name)
 def test_the_triton_kernel_serves_the_same_calls(case, tail, monkeypatch):
     from paro_attention.kernels.triton import call_plan, hopper
 
