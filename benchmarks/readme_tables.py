@@ -69,12 +69,16 @@ def attention_table(results: Path) -> str | None:
 
 
 def peer_table(results: Path) -> str | None:
-    """Other packages beside ours at the main shape."""
+    """Other packages beside ours, at the shape where most of them ran."""
     report = _report_with(results, "peers")
     if report is None:
         return None
-    first = _shape(report["rows"][0])
-    rows = [row for row in report["rows"] if _shape(row) == first and row.get("extra_tokens") == 0]
+    pure = [row for row in report["rows"] if row.get("extra_tokens") == 0]
+    names = {_shape(row): set() for row in pure}
+    for row in pure:
+        names[_shape(row)].add(row["name"])
+    first = max(names, key=lambda shape: (len(names[shape]), shape[1] * shape[2]))
+    rows = [row for row in pure if _shape(row) == first]
     ours = [
         row for row in rows
         if row["ours"] and row["whole_call"] and row["tail"] and row["masks"] == "random"
@@ -112,16 +116,18 @@ def kernel_table(results: Path) -> str | None:
         if row["ours"] and not row["whole_call"] and (density := _listed(row)) is not None:
             bits = f"{row['qk_bits']}/{row['pv_bits']}"
             groups.setdefault((_shape(row), bits, tuple(row["block"])), {})[density] = row
-    lines = [
-        "| kernel alone, TFLOP/s at density | block | 1 | 0.5 | 0.3 | 0.2 | 0.1 |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    lines = []
+    if groups:
+        lines += [
+            "| kernel alone, TFLOP/s at density | block | 1 | 0.5 | 0.3 | 0.2 | 0.1 |",
+            "|---|---|---|---|---|---|---|",
+        ]
     for (shape, bits, block), by_density in groups.items():
         cells = [f"{by_density[d]['tflops']:.0f}" if d in by_density else "" for d in ALL_DENSITIES]
         size = f"{shape[2]:,} tokens, {bits}"
         lines.append(f"| {' | '.join([size, f'{block[0]}x{block[1]}', *cells])} |")
     lines += [
-        "",
+        *([""] if groups else []),
         "| of dense SDPA's time | pre-pass and epilogue | reorder in the call | reorder alone |",
         "|---|---|---|---|",
     ]

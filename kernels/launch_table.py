@@ -292,7 +292,43 @@ RULES: tuple[LaunchRow, ...] = (
 )
 
 # begin BLOCKS
-BLOCKS: tuple[BlockRow, ...] = ()
+BLOCKS: tuple[BlockRow, ...] = (
+    BlockRow(
+        architecture=90,
+        error=0.04,
+        block=(128, 128),
+        density=0.449,
+        share=0.335,
+    ),
+    BlockRow(
+        architecture=90,
+        error=0.06,
+        block=(128, 128),
+        density=0.331,
+        share=0.257,
+    ),
+    BlockRow(
+        architecture=90,
+        error=0.08,
+        block=(128, 128),
+        density=0.243,
+        share=0.2,
+    ),
+    BlockRow(
+        architecture=90,
+        error=0.12,
+        block=(128, 128),
+        density=0.134,
+        share=0.129,
+    ),
+    BlockRow(
+        architecture=90,
+        error=0.16,
+        block=(128, 128),
+        density=0.1,
+        share=0.106,
+    ),
+)
 # end BLOCKS
 # fmt: on
 
