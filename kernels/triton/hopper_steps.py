@@ -35,7 +35,7 @@ def blocks_at(index, row, EXTRA: gl.constexpr, UNITS: gl.constexpr):
     left = block_at(index, row_list, listed, whole, blocks, EXTRA)
     right = left
     if UNITS == 2:
-        following = gl.minimum(index + 1, count - 1)
+        following = gl.minimum(index + 1, gl.maximum(count - 1, 0))
         right = block_at(following, row_list, listed, whole, blocks, EXTRA)
     return left, right
 
