@@ -118,8 +118,8 @@ class ParoLoad(io.ComfyNode):
                 io.Combo.Input(
                     "qk_bits", options=BITS, default="8",
                     tooltip="Precision of query x key. 8 (recommended); 16 is exact. 4 runs on "
-                    "8-bit units and is not faster than 8 there; only with pv_bits 4 on RTX 30 "
-                    "and 40 it runs on INT4 units, where it was not timed.",
+                    "8-bit units and is not faster than 8 there; only with pv_bits 4 it runs "
+                    "on INT4 units (RTX 30 and 40) or FP4 units (RTX 50), where it was not timed.",
                 ),
                 io.Combo.Input(
                     "pv_bits", options=BITS, default="8",

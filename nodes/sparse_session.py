@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..calibration import Plan, PlanRuntime, RuntimeOptions, TokenGrid
-from ..kernels import runs_on_int4_units, unavailable_reason
+from ..kernels import runs_on_fp4_units, runs_on_int4_units, unavailable_reason
 from .attention_call import CROSS_ATTENTION, VisualCall
 from .run_stats import RunStats
 from .step_timer import StepTimer
@@ -240,4 +240,6 @@ class SparseSession:
         where = "reference on CPU" if q.device.type == "cpu" else "Triton"
         if runs_on_int4_units(q.device, q.shape[-1], block, qk_bits, pv_bits):
             where = "Triton on INT4 units"
+        elif runs_on_fp4_units(q.device, q.shape[-1], block, qk_bits, pv_bits):
+            where = "Triton on FP4 units"
         return f"QK {qk_bits} bits, PV {pv_bits} bits, {where}"

@@ -40,7 +40,7 @@ function warnings({ kernel: name, details }) {
   const found = [];
   const [, grid, made] = /grid (\S+), calibrated on ([^:\s]+):/.exec(details ?? "") ?? [];
   if (grid) found.push(say("other_grid", { made, grid }));
-  if (/\b4 bits/.test(name ?? "") && !name.includes("INT4")) found.push(say("four_bits"));
+  if (/\b4 bits/.test(name ?? "") && !/INT4|FP4/.test(name)) found.push(say("four_bits"));
   const [, kept] = /keeps (\d+)% of the attention/.exec(details ?? "") ?? [];
   if (kept && kept < LOW_RECALL) found.push(say("low_recall", { kept }));
   return found;
