@@ -43,7 +43,7 @@ def allocate_ring(keys, values, UNITS: gl.constexpr):
     v_tiles = gl.allocate_shared_memory(values.dtype, [STAGES, UNITS * D, KEYS], values.layout)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):
+    for stage in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         mbarrier.init(k_full.index(stage), count=1)
         mbarrier.init(v_full.index(stage), count=1)
     ONES: gl.constexpr = gl.BlockedLayout([1, 16], [128 // KEYS * 4, KEYS // 16], [4, 1], [1, 0])
@@ -143,7 +143,7 @@ def hopper_attention_kernel(
     gl.thread_barrier()
     mbarrier.expect(q_full, queries.block_type.nbytes)
     tma.async_copy_global_to_shared(queries, [head[0] + first_row, 0], q_full, q_tile)
-    for step in gl.static_range(STAGES):
+    for step in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         if TAIL:
             units = (UNITS * step, gl.minimum(UNITS * step + 1, tail_tiles - 1))
             fetch(tail_keys, tail_values, tail_head, units, ring, step, step < tail_steps, D, UNITS)

@@ -99,13 +99,13 @@ def fetch(keys, values, first, units, ring, step, needed, D: gl.constexpr, UNITS
     k_tile = k_tiles.index(stage)
     v_tile = v_tiles.index(stage)
     mbarrier.expect(k_full.index(stage), UNITS * keys.block_type.nbytes, pred=needed)
-    for unit in gl.static_range(UNITS):
+    for unit in gl.static_range(UNITS):  # pyright: ignore[reportGeneralTypeIssues]
         tma.async_copy_global_to_shared(
             keys, [row + units[unit] * KEYS, 0], k_full.index(stage),
             k_tile.slice(unit * KEYS, KEYS, dim=0), pred=needed,
         )  # fmt: skip
     mbarrier.expect(v_full.index(stage), UNITS * values.block_type.nbytes, pred=needed)
-    for unit in gl.static_range(UNITS):
+    for unit in gl.static_range(UNITS):  # pyright: ignore[reportGeneralTypeIssues]
         tma.async_copy_global_to_shared(
             values, [(block + units[unit]) * D, 0], v_full.index(stage),
             v_tile.slice(unit * D, D, dim=0), pred=needed,
