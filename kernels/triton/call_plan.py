@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ from .gluon_support import HOPPER_NEEDS, gluon_has
 from .head_groups import HeadGroups
 from .primitives import stride_alignment
 
+# What the copy engine loads by; Triton 3.3 lacks it.
+HAS_DESCRIPTORS = find_spec("triton.tools.tensor_descriptor") is not None
 # A new prompt length is a new plan; forgetting old ones costs a look at the arguments.
 MAX_PLANS = 512
 
@@ -112,7 +115,7 @@ class CallPlan:
         capability = (9, 0) if shape.device < 0 else torch.cuda.get_device_capability(shape.device)
         launch = select_launch(shape.block, width, shape.qk_bits, shape.pv_bits, capability)
         of_heads = (stride for n in range(3) for stride in strides_of(shape, n)[:2])
-        tma = launch.tma and 4 not in (shape.qk_bits, shape.pv_bits)
+        tma = HAS_DESCRIPTORS and launch.tma and 4 not in (shape.qk_bits, shape.pv_bits)
         return cls(
             shape=shape,
             layout=PackedLayout.of(tokens, shape.grid_tokens, shape.block),
@@ -120,7 +123,7 @@ class CallPlan:
             alignment=stride_alignment(head_dim, of_heads),
             launch=launch,
             tma=tma,
-            paired=launch.paired and shape.fp8 and shape.qk_bits == 8,
+            paired=tma and launch.paired and shape.fp8 and shape.qk_bits == 8,
             hopper=shape.device >= 0
             and gluon_has(HOPPER_NEEDS)
             and hopper_serves(
