@@ -74,7 +74,8 @@ def peer_table(results: Path) -> str | None:
     if report is None:
         return None
     pure = [row for row in report["rows"] if row.get("extra_tokens") == 0]
-    names = {_shape(row): set() for row in pure}
+    pure = pure or report["rows"]
+    names: dict[tuple, set[str]] = {_shape(row): set() for row in pure}
     for row in pure:
         names[_shape(row)].add(row["name"])
     first = max(names, key=lambda shape: (len(names[shape]), shape[1] * shape[2]))
