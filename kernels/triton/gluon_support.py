@@ -15,9 +15,12 @@ INT4_NEEDS = {
         "async_copy_global_to_shared", "commit_group", "wait_group",
     ),
 }  # fmt: skip
-HOPPER_NEEDS = {
-    GLUON: ("jit", "constexpr_function"),
-    f"{GLUON}.language": ("DotOperandLayout", "NVMMADistributedLayout", "NVMMASharedLayout"),
+# The Hopper kernel takes its barrier from the INT4 kernel's file.
+HOPPER_NEEDS = INT4_NEEDS | {
+    f"{GLUON}.language": (
+        "DistributedLinearLayout", "DotOperandLayout", "NVMMADistributedLayout",
+        "NVMMASharedLayout",
+    ),
     f"{GLUON}.language.nvidia.hopper": (
         "fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait",
     ),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from .hopper_steps import LOG2_E, bias_of_keys, bias_of_pooled, blocks_at
 from .hopper_tile import (
@@ -23,8 +23,10 @@ from .hopper_tile import (
     attend_step,
     fetch,
     first_of_pairs,
+    load_tile,
     token_of_column,
 )
+from .int4_mma import block_barrier
 
 # Sizes that change with length and density must not lead to another compilation.
 NOT_SPECIALIZED = (
@@ -140,9 +142,9 @@ def hopper_attention_kernel(
     mbarrier.init(q_full, count=1)
     ring = allocate_ring(keys, values, UNITS)
     fence_async_shared()
-    gl.thread_barrier()
+    block_barrier()
     mbarrier.expect(q_full, queries.block_type.nbytes)
-    tma.async_copy_global_to_shared(queries, [head[0] + first_row, 0], q_full, q_tile)
+    load_tile(queries, [head[0] + first_row, 0], q_full, q_tile)
     for step in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         if TAIL:
             units = (UNITS * step, gl.minimum(UNITS * step + 1, tail_tiles - 1))

@@ -20,6 +20,10 @@ from .fp8_ptx import (
     OF_INTEGERS_OPERANDS,
     PACKED_KEYS,
 )
+from .int4_mma import block_barrier
+
+# Triton 3.9 renamed it.
+load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
 
 QUERY_ROWS = gl.constexpr(64)
 STAGES = gl.constexpr(2)
@@ -100,13 +104,13 @@ def fetch(keys, values, first, units, ring, step, needed, D: gl.constexpr, UNITS
     v_tile = v_tiles.index(stage)
     mbarrier.expect(k_full.index(stage), UNITS * keys.block_type.nbytes, pred=needed)
     for unit in gl.static_range(UNITS):  # pyright: ignore[reportGeneralTypeIssues]
-        tma.async_copy_global_to_shared(
+        load_tile(
             keys, [row + units[unit] * KEYS, 0], k_full.index(stage),
             k_tile.slice(unit * KEYS, KEYS, dim=0), pred=needed,
         )  # fmt: skip
     mbarrier.expect(v_full.index(stage), UNITS * values.block_type.nbytes, pred=needed)
     for unit in gl.static_range(UNITS):  # pyright: ignore[reportGeneralTypeIssues]
-        tma.async_copy_global_to_shared(
+        load_tile(
             values, [(block + units[unit]) * D, 0], v_full.index(stage),
             v_tile.slice(unit * D, D, dim=0), pred=needed,
         )  # fmt: skip
@@ -245,7 +249,7 @@ def attend_step(
     product, added = warpgroup_mma_wait(0, deps=(product, added))
     added = first_of_pairs(added)
     ADDED: gl.constexpr = added.type.layout
-    gl.thread_barrier()
+    block_barrier()
     # A sum of its own for every tile: Hopper's tensor cores add FP8 products with about 14 bits and
     # cut the rest off, which one long sum would not survive.
     acc = acc * of_rows(alpha, OUT) + product
