@@ -23,7 +23,7 @@ from .fp8_ptx import (
 from .int4_mma import block_barrier
 
 # Triton 3.9 renamed it.
-load_tile = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 
 QUERY_ROWS = gl.constexpr(64)
 STAGES = gl.constexpr(2)
