@@ -235,9 +235,9 @@ SEARCHED: tuple[LaunchRow, ...] = (
 
 NARROW, WIDE, HOPPER = (64, 128), (256,), (90,)
 ANY, ALL = (), ALL_BLOCKS
-# Beyond Hopper none of these was timed. None spills a register (``benchmarks/compile_report.py``);
-# of the launches that do not, it is the one with most query rows, then most programs and warps on a
-# multiprocessor, then fewest instructions. Shared memory stays below 99 KiB, or sm_80's 163.
+# Beyond Hopper none of these was timed: they rest on what was compiled, many query rows and programs
+# on a multiprocessor first, and no spilled register but those that ``benchmarks/compile_report.py``
+# knows. Shared memory stays below 99 KiB, or sm_80's 163, but for 256 channels with 16-bit keys.
 RULES: tuple[LaunchRow, ...] = (
     # 4 bits. P and V of low bits are scaled per key block, so there the key tile is the block. A
     # cap of 255 keeps the compiler from spilling for the sake of one more program.
