@@ -235,7 +235,7 @@ SEARCHED: tuple[LaunchRow, ...] = (
 
 NARROW, WIDE, HOPPER = (64, 128), (256,), (90,)
 ANY, ALL = (), ALL_BLOCKS
-# Beyond Hopper none of these was timed: they rest on what was compiled, many query rows and programs
+# Beyond Hopper none was timed: they rest on what was compiled, many query rows and programs
 # on a multiprocessor first, and no spilled register but those that ``benchmarks/compile_report.py``
 # knows. Shared memory stays below 99 KiB, or sm_80's 163, but for 256 channels with 16-bit keys.
 RULES: tuple[LaunchRow, ...] = (
