@@ -48,17 +48,23 @@ def unavailable_reason(
     return None
 
 
+def _served_capability(device: torch.device, head_dim: int) -> tuple[int, int] | None:
+    """Compute capability of a card that the kernels serve; None for any other device."""
+    if device.type != "cuda" or unavailable_reason(device, head_dim=head_dim) is not None:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
 def runs_on_int4_units(
     device: torch.device, head_dim: int, block: tuple[int, int], qk_bits: int, pv_bits: int
 ) -> bool:
     """True where a call in these bits multiplies 4-bit integers natively (sm_80, 86, 87, 89)."""
-    if (qk_bits, pv_bits) != (4, 4) or device.type != "cuda":
-        return False
-    if unavailable_reason(device, head_dim=head_dim) is not None:
+    capability = _served_capability(device, head_dim)
+    if (qk_bits, pv_bits) != (4, 4) or capability is None:
         return False
     from .triton.int4 import int4_available
 
-    return int4_available(torch.cuda.get_device_capability(device), head_dim, block)
+    return int4_available(capability, head_dim, block)
 
 
 def runs_on_hopper_kernel(
@@ -70,11 +76,11 @@ def runs_on_hopper_kernel(
     fp8: bool,
 ) -> bool:
     """True where a call in these bits is the Hopper kernel's; ``head_dim`` of the inputs."""
-    if device.type != "cuda" or unavailable_reason(device, head_dim=head_dim) is not None:
+    capability = _served_capability(device, head_dim)
+    if capability is None:
         return False
     from .triton.hopper import hopper_available
 
-    capability = torch.cuda.get_device_capability(device)
     return hopper_available(capability, head_dim, block, qk_bits, pv_bits, fp8)
 
 
@@ -82,13 +88,12 @@ def runs_on_fp4_units(
     device: torch.device, head_dim: int, block: tuple[int, int], qk_bits: int, pv_bits: int
 ) -> bool:
     """True where a call in these bits multiplies block-scaled FP4 natively (sm_120)."""
-    if (qk_bits, pv_bits) != (4, 4) or device.type != "cuda":
-        return False
-    if unavailable_reason(device, head_dim=head_dim) is not None:
+    capability = _served_capability(device, head_dim)
+    if (qk_bits, pv_bits) != (4, 4) or capability is None:
         return False
     from .triton.fp4 import fp4_available
 
-    return fp4_available(torch.cuda.get_device_capability(device), head_dim, block)
+    return fp4_available(capability, head_dim, block)
 
 
 def fp8_supported(device: torch.device) -> bool:

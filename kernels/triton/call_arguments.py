@@ -24,6 +24,19 @@ class Buffer(NamedTuple):
         return -(-size // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
+def total_bytes(buffers: dict[str, Buffer]) -> int:
+    """Bytes of all buffers."""
+    return sum(buffer.bytes for buffer in buffers.values())
+
+
+def allocated(buffers: dict[str, Buffer], device: torch.device) -> dict[str, Tensor]:
+    """The buffers' tensors by name, uninitialised."""
+    return {
+        name: torch.empty(buffer.sizes, dtype=buffer.dtype, device=device)
+        for name, buffer in buffers.items()
+    }
+
+
 class Tile(NamedTuple):
     """An argument that is a tensor descriptor: the named tensor as rows, loaded in tiles.
 

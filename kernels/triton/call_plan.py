@@ -16,12 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..hopper_launch import hopper_serves
 from ..launch import LaunchConfig, select_launch
 from ..packed_layout import PackedLayout, padded_head_dim, pooled_tile
-from .call_arguments import Buffer, Described, Tile
-from .gluon_support import HOPPER_NEEDS, gluon_has
+from .call_arguments import Buffer, Described, Tile, allocated, total_bytes
 from .head_groups import HeadGroups
+from .hopper import hopper_available
 from .primitives import stride_alignment
 
 # What the copy engine loads by; Triton 3.3 lacks it.
@@ -125,9 +124,8 @@ class CallPlan:
             tma=tma,
             paired=tma and launch.paired and shape.fp8 and shape.qk_bits == 8,
             hopper=shape.device >= 0
-            and gluon_has(HOPPER_NEEDS)
-            and hopper_serves(
-                capability, width, shape.block, shape.qk_bits, shape.pv_bits, shape.fp8
+            and hopper_available(
+                capability, head_dim, shape.block, shape.qk_bits, shape.pv_bits, shape.fp8
             ),
         )
 
@@ -153,14 +151,11 @@ class CallPlan:
     @property
     def workspace(self) -> int:
         """Bytes of the call's own tensors."""
-        return sum(buffer.bytes for buffer in self.buffers.values())
+        return total_bytes(self.buffers)
 
     def allocate(self, device: torch.device) -> dict[str, Tensor]:
         """The call's own tensors, uninitialised."""
-        return {
-            name: torch.empty(buffer.sizes, dtype=buffer.dtype, device=device)
-            for name, buffer in self.buffers.items()
-        }
+        return allocated(self.buffers, device)
 
     def run(
         self,

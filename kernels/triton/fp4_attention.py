@@ -7,9 +7,6 @@ the kernel can be checked on any card. One loop walks the row's list, then the e
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -17,10 +14,9 @@ from torch import Tensor
 from ..fp4_launch import select_fp4_launch
 from ..key_packing import HIDING_BIAS
 from ..packed_layout import PackedLayout, padded_head_dim
+from .four_bits import attend_in_groups, remembered_groups
 from .fp4_prepass import fp4_buffers, prepare_fp4
 from .fp4_tile import attend_fp4_tile, pooled_tail
-from .head_groups import HeadGroups
-from .int4_prepass import mean_of_keys
 from .primitives import LOG2_E, head_offset, row_mask, stride_alignment
 
 # Sizes that change with length and density must not lead to another compilation.
@@ -28,8 +24,6 @@ NOT_SPECIALIZED = (
     "S", "H", "grid_tokens", "extra_start", "rows_padded", "query_blocks", "key_blocks",
     "stored_blocks", "bit_words", "key_bias", "bias_stride",
 )  # fmt: skip
-# Kinds of calls whose groups of heads are remembered.
-MAX_KINDS = 512
 
 
 @triton.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -167,37 +161,18 @@ def fp4_attention(
     dimension and the block are such as ``fp4_serves`` allows. ``native`` is for cards that it
     allows; without it the same numbers are multiplied in float16, on any.
     """
-    batch, heads, tokens, head_dim = q.shape
-    out = q.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
-    # Triton launches on the current device, which need not be that of q.
-    with torch.cuda.device_of(q):
-        given = {
-            "q": q, "k": k, "v": v, "permutation": permutation, "order_of_head": order_of_head,
-            "row_offsets": row_offsets, "kv_indices": kv_indices, "computed_bits": computed_bits,
-            "tail_bias": tail_bias, "key_bias": key_bias,
-            "k_mean": mean_of_keys(k, padded_head_dim(head_dim)),
-        }  # fmt: skip
-        block = (query_block, key_block)
-        groups = _groups_of(q.device, q.dtype, q.shape, grid_tokens, block)
-        groups.run(
-            given, out, partial(
-                _attend_heads, row_heads=heads, biased=biased, grid_tokens=grid_tokens,
-                block=block, tail=tail, scale=scale, native=native,
-            ),
-        )  # fmt: skip
-    return out
+    given = {
+        "q": q, "k": k, "v": v, "permutation": permutation, "order_of_head": order_of_head,
+        "row_offsets": row_offsets, "kv_indices": kv_indices, "computed_bits": computed_bits,
+        "tail_bias": tail_bias, "key_bias": key_bias,
+    }  # fmt: skip
+    return attend_in_groups(
+        _groups_of, _attend_heads, given, grid_tokens, (query_block, key_block),
+        biased=biased, tail=tail, scale=scale, native=native,
+    )  # fmt: skip
 
 
-@lru_cache(maxsize=MAX_KINDS)
-def _groups_of(
-    device: torch.device, dtype: torch.dtype, sizes: torch.Size, grid_tokens: int,
-    block: tuple[int, int],
-) -> HeadGroups:  # fmt: skip
-    """The same for all calls of a kind: what one learns the next ones know."""
-    batch, heads, tokens, head_dim = sizes
-    layout = PackedLayout.of(tokens, grid_tokens, block)
-    buffers = fp4_buffers(batch * heads, layout, block[1], padded_head_dim(head_dim), dtype)
-    return HeadGroups.of(batch, heads, sum(x.bytes for x in buffers.values()), device)
+_groups_of = remembered_groups(fp4_buffers)
 
 
 def _attend_heads(

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..fp4_numerics import GROUP
 from ..packed_layout import PackedLayout
 from ..quantization import hadamard_matrix
-from .call_arguments import Buffer
+from .call_arguments import Buffer, allocated
 from .fp4_numbers import quantize
 from .int4_prepass import key_of_k
 from .prepass import rotate
@@ -197,10 +197,7 @@ def prepare_fp4(
     batch, heads, tokens, head_dim = q.shape
     pairs, blocks, rows = batch * heads, layout.stored_blocks, layout.rows
     prepared = Fp4Inputs(
-        **{
-            name: torch.empty(buffer.sizes, dtype=buffer.dtype, device=q.device)
-            for name, buffer in fp4_buffers(pairs, layout, key_block, width, q.dtype).items()
-        }
+        **allocated(fp4_buffers(pairs, layout, key_block, width, q.dtype), q.device)
     )
     hadamard = hadamard_matrix(width, q.device, torch.float16)
     fp4_prepass_kernel[(rows // key_block, pairs, 3)](

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import triton
 from torch import Tensor
 
@@ -9,9 +11,11 @@ from ..hopper_launch import MAX_REGISTERS, NUM_WARPS, QUERY_ROWS, hopper_serves
 from ..key_packing import HIDING_BIAS
 from ..packed_layout import padded_head_dim
 from .call_arguments import Tile
-from .call_plan import CallPlan
 from .gluon_support import HOPPER_NEEDS, gluon_has
 from .primitives import LOG2_E
+
+if TYPE_CHECKING:
+    from .call_plan import CallPlan
 
 GLUON_SERVES = gluon_has(HOPPER_NEEDS)
 

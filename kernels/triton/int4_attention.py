@@ -12,8 +12,6 @@ enters the weight of the whole tile; one 16-bit product forms those logits for e
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
-
 import torch
 from torch import Tensor
 from triton.experimental import gluon
@@ -23,9 +21,9 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from ..int4_launch import select_int4_launch
 from ..key_packing import HIDING_BIAS
 from ..packed_layout import PackedLayout, padded_head_dim
-from .head_groups import HeadGroups
+from .four_bits import attend_in_groups, remembered_groups
 from .int4_mma import block_barrier, copy_to_shared, load_a, matrix_layout
-from .int4_prepass import int4_buffers, mean_of_keys, prepare_int4
+from .int4_prepass import int4_buffers, prepare_int4
 from .int4_tile import attend_int4_tile, load_queries, pooled_tail
 from .primitives import LOG2_E, stride_alignment
 
@@ -36,8 +34,6 @@ NOT_SPECIALIZED = (
 )  # fmt: skip
 # Tiles whose mean keys' logits are formed at once.
 AHEAD = gl.constexpr(8)
-# Kinds of calls whose groups of heads are remembered.
-MAX_KINDS = 512
 # Gluon of Triton 3.9 calls it otherwise.
 OLD_GLUON = gl.constexpr(hasattr(gl.shared_memory_descriptor, "_reinterpret"))
 
@@ -226,38 +222,18 @@ def int4_attention(
     ``key_bias`` is read where ``biased``; ``grid_tokens`` is the length of the mask. The head
     dimension and the block are such as ``int4_serves`` allows.
     """
-    batch, heads, tokens, head_dim = q.shape
-    out = q.new_empty(batch, tokens, heads, head_dim).transpose(1, 2)
-    # Triton launches on the current device, which need not be that of q.
-    with torch.cuda.device_of(q):
-        given = {
-            "q": q, "k": k, "v": v, "permutation": permutation, "order_of_head": order_of_head,
-            "row_offsets": row_offsets, "kv_indices": kv_indices, "computed_bits": computed_bits,
-            "tail_bias": tail_bias, "key_bias": key_bias,
-            "k_mean": mean_of_keys(k, padded_head_dim(head_dim)),
-        }  # fmt: skip
-        block = (query_block, key_block)
-        groups = _groups_of(q.device, q.dtype, q.shape, grid_tokens, block)
-        groups.run(
-            given, out, partial(
-                _attend_heads, row_heads=heads, biased=biased, grid_tokens=grid_tokens,
-                block=block, tail=tail, scale=scale,
-            ),
-        )  # fmt: skip
-    return out
+    given = {
+        "q": q, "k": k, "v": v, "permutation": permutation, "order_of_head": order_of_head,
+        "row_offsets": row_offsets, "kv_indices": kv_indices, "computed_bits": computed_bits,
+        "tail_bias": tail_bias, "key_bias": key_bias,
+    }  # fmt: skip
+    return attend_in_groups(
+        _groups_of, _attend_heads, given, grid_tokens, (query_block, key_block),
+        biased=biased, tail=tail, scale=scale,
+    )  # fmt: skip
 
 
-@lru_cache(maxsize=MAX_KINDS)
-def _groups_of(
-    device: torch.device, dtype: torch.dtype, sizes: torch.Size, grid_tokens: int,
-    block: tuple[int, int],
-) -> HeadGroups:  # fmt: skip
-    """The same for all calls of a kind: what one learns the next ones know."""
-    batch, heads, tokens, head_dim = sizes
-    layout = PackedLayout.of(tokens, grid_tokens, block)
-    width = padded_head_dim(head_dim)
-    buffers = int4_buffers(batch * heads, layout, block[1], width, dtype)
-    return HeadGroups.of(batch, heads, sum(x.bytes for x in buffers.values()), device)
+_groups_of = remembered_groups(int4_buffers)
 
 
 def _attend_heads(

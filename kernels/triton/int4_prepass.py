@@ -19,7 +19,7 @@ from torch import Tensor
 from ..int4_layout import LANES, NIBBLES, ROWS, STEP, WORDS
 from ..packed_layout import PackedLayout
 from ..quantization import hadamard_matrix, statistics_step
-from .call_arguments import Buffer
+from .call_arguments import Buffer, allocated
 from .prepass import rotate
 from .primitives import head_offset, round_to_int, row_mask, token_of_position
 
@@ -176,10 +176,7 @@ def prepare_int4(
     batch, heads, tokens, head_dim = q.shape
     pairs, blocks, rows = batch * heads, layout.stored_blocks, layout.rows
     prepared = Int4Inputs(
-        **{
-            name: torch.empty(buffer.sizes, dtype=buffer.dtype, device=q.device)
-            for name, buffer in int4_buffers(pairs, layout, key_block, width, q.dtype).items()
-        }
+        **allocated(int4_buffers(pairs, layout, key_block, width, q.dtype), q.device)
     )
     hadamard = hadamard_matrix(width, q.device, torch.float16)
     int4_prepass_kernel[(rows // key_block, pairs, 3)](
