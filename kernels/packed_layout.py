@@ -12,8 +12,17 @@ def padded_head_dim(head_dim: int) -> int:
     return max(MIN_PADDED_HEAD_DIM, 1 << (head_dim - 1).bit_length())
 
 
+def low_tail(qk_bits: int, pv_bits: int) -> bool:
+    """Whether the tail's pooled keys have 8 bits, and its values as many as the grid's.
+
+    It is then computed as the grid's keys are, from the same Q. 4-bit values are relative to the
+    pooled ones, which stay in 16 bits, and so do the keys beside them.
+    """
+    return qk_bits == 8 and pv_bits != 4
+
+
 def pooled_tile(key_block: int, head_dim: int) -> int:
-    """Pooled rows that the 8-bit tail quantises and computes together.
+    """Pooled rows that an 8-bit tail quantises together, and with 8-bit values computes together.
 
     Narrow key blocks have many pooled rows, so that their tail takes wider tiles than they do; rows
     of more than 128 channels leave no room for it.

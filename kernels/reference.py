@@ -19,7 +19,7 @@ from .block_mask import BlockMask
 from .fp4_numerics import Fp4Logits, Fp4Values
 from .fp8_numerics import round_probabilities
 from .key_packing import KeyPacking, in_blocks
-from .packed_layout import pooled_tile
+from .packed_layout import low_tail, pooled_tile
 from .quantization import (
     FP8_V_MAX,
     INT8_MAX,
@@ -128,8 +128,8 @@ def _attend(
     means_k, means_v = (
         (in_blocks(x, key_block).sum(-2) / sizes[:, None]).to(dtype).float() for x in (k, v)
     )
-    # The tail is a short sequence of keys: in 8 bits where Q.K and P.V both are, else in 16.
-    low_tail = qk_bits == 8 and pv_bits == 8
+    # The tail is a short sequence of keys: in the bits of the others, or all in 16.
+    low = low_tail(qk_bits, pv_bits)
     tail_tile = key_block if linear_fp8 else pooled_tile(key_block, q.shape[-1])
     exists = packing.exists(q.device)
     if fp4:
@@ -137,12 +137,12 @@ def _attend(
         values = Fp4Values(v, means_v, exists, key_block)
     else:
         logit_operands = Logits(
-            q, k, means_k, exists, key_block, key_blocks, qk_bits, tail_tile if low_tail else 0
+            q, k, means_k, exists, key_block, key_blocks, qk_bits, tail_tile if low else 0
         )
         values = Values(v, v_scale, means_v, exists, key_block, pv_bits, fp8, linear_fp8)
     pooled_v = means_v[..., :key_blocks, :]
     tail_values = Values(
-        pooled_v, v_scale, pooled_v, exists, tail_tile, pv_bits if low_tail else 16, fp8, linear_fp8
+        pooled_v, v_scale, pooled_v, exists, tail_tile, pv_bits if low else 16, fp8, linear_fp8
     )
 
     out = torch.empty_like(q)

@@ -52,7 +52,7 @@ def attend(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
             "QK_BITS": shape.qk_bits, "PV_BITS": shape.pv_bits, "FP8": shape.fp8,
             "TAIL": shape.tail, "TMA": plan.tma, "PAIRED": plan.paired,
             "EXTRA": extra_tokens > 0, "BIASED": shape.biased, "HIDING": HIDING_BIAS,
-            "TAIL_ROWS": plan.tail_rows,
+            "TAIL_TILE": plan.tail_tile, "TAIL_ROWS": plan.tail_rows,
         },
         num_warps=launch.num_warps, num_stages=launch.num_stages, maxnreg=launch.max_registers,
     )  # fmt: skip
@@ -68,9 +68,10 @@ def _operands(plan: CallPlan) -> tuple[str | Tile, ...]:
         return Tile(keys, (rows, width)), Tile(values, of_values)
 
     width = plan.width
-    main = tiles("keys", "values", plan.launch.key_tile, plan.shape.pv_bits == 16)
+    packed = plan.shape.pv_bits == 16
+    main = tiles("keys", "values", plan.launch.key_tile, packed)
     if plan.low_tail:
-        return *main, *tiles("tail_keys", "tail_values", plan.tail_rows, False)
+        return *main, *tiles("tail_keys", "tail_values", plan.tail_rows, packed)
     if plan.shape.tail:
         return *main, *tiles("pooled_k", "pooled_v", plan.tail_rows, True)
     return *main, "tail_keys", "tail_values"

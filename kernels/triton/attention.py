@@ -34,12 +34,14 @@ def attention_kernel(
     QUERY_BLOCK: tl.constexpr, KEY_BLOCK: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
     QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, TAIL: tl.constexpr,
     TMA: tl.constexpr, PAIRED: tl.constexpr,
-    EXTRA: tl.constexpr, BIASED: tl.constexpr, HIDING: tl.constexpr, TAIL_ROWS: tl.constexpr,
+    EXTRA: tl.constexpr, BIASED: tl.constexpr, HIDING: tl.constexpr,
+    TAIL_TILE: tl.constexpr, TAIL_ROWS: tl.constexpr,
 ):  # fmt: skip
     """Grid (query tiles of the extra tokens and of the grid, B*H).
 
-    PAIRED: two key blocks a step. TAIL_ROWS: pooled rows of a step of the tail. EXTRA: there are
-    extra tokens; BIASED: their keys have a bias [B or 1, S - grid_tokens].
+    PAIRED: two key blocks a step. TAIL_TILE: pooled rows that were quantised together. TAIL_ROWS:
+    those of a step of the tail; divides TAIL_TILE. EXTRA: there are extra tokens; BIASED: their
+    keys have a bias [B or 1, S - grid_tokens].
     """
     tile = tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
@@ -101,7 +103,7 @@ def attention_kernel(
     if QK_BITS == 8:
         k_scale += batch_head * stored_blocks
         q16_scale = row_scale
-        q16 = q.to(Q.dtype.element_ty) if PV_BITS != 8 else q
+        q16 = q.to(Q.dtype.element_ty) if PV_BITS == 4 else q
     if QK_BITS == 4:
         k_scale += batch_head * rows_padded
     if PV_BITS == 4:
@@ -116,10 +118,12 @@ def attention_kernel(
 
     if TAIL:  # noqa: SIM102 - decided at compilation, the next line at run time
         if count < key_blocks:
-            # The pooled keys and values are one more short sequence of keys, in 8 bits where the
-            # keys are, else in 16; a bias per column holds the block's size or hides it.
-            LOW: tl.constexpr = (QK_BITS == 8) and (PV_BITS == 8)
-            # 16-bit operands are prefetched by the copy engine only: pointers take registers. On
+            # The pooled keys and values are one more short sequence of keys, in the bits of the
+            # others (packed_layout.low_tail) or in 16; a bias per column holds the block's size or
+            # hides it.
+            LOW: tl.constexpr = (QK_BITS == 8) and (PV_BITS != 4)
+            TAIL_SPLIT: tl.constexpr = TAIL_TILE // TAIL_ROWS
+            # A 16-bit tail is prefetched by the copy engine only: pointers take registers. On
             # Hopper ptxas makes all products of the kernel wait without the prefetch (C7515).
             STAGES: tl.constexpr = 2 if LOW or TMA else 1
             column = tl.arange(0, TAIL_ROWS)
@@ -127,12 +131,16 @@ def attention_kernel(
             full_bias = bias_of_head + tl.log2(KEY_BLOCK * 1.0)
             last_bias = bias_of_head + tl.log2(last_size.to(tl.float32))
             words = computed_bits + list_row * bit_words
-            tiles = tl.cdiv(key_blocks, TAIL_ROWS)
+            tiles = tl.cdiv(key_blocks, TAIL_TILE)
             if LOW and not TMA:
-                tail_keys += batch_head * tiles * TAIL_ROWS * D
-                tail_values += batch_head * tiles * TAIL_ROWS * D
-            for part in tl.range(0, tiles, num_stages=STAGES):
-                block = part * TAIL_ROWS + token_of_position(column, LOW)
+                tail_keys += batch_head * tiles * TAIL_TILE * D
+                tail_values += batch_head * tiles * TAIL_TILE * D
+            if PV_BITS == 16:
+                tail_v_row = (batch_head * tiles * TAIL_TILE).to(tl.int32)
+            else:
+                tail_v_row = (batch_head * tiles * D).to(tl.int32)
+            for part in tl.range(0, tl.cdiv(key_blocks, TAIL_ROWS), num_stages=STAGES):
+                block = part * TAIL_ROWS + token_of_position(column, LOW and PV_BITS == 8)
                 word = tl.load(words + block // 32, mask=block < key_blocks, other=-1)
                 skipped = ((word >> (block % 32)) & 1) == 0
                 bias = tl.where(block == last_block, last_bias, full_bias)
@@ -142,12 +150,12 @@ def attention_kernel(
                 bias = tl.max(tl.join(bias, bias), 1)
                 if LOW:
                     acc, row_sum, row_max = attend_tile(
-                        acc, row_sum, row_max, q, q16, row_scale, part, 0, bias, S, scale_log2,
+                        acc, row_sum, row_max, q, q16, row_scale, part // TAIL_SPLIT,
+                        part % TAIL_SPLIT, bias, S, scale_log2,
                         tail_keys, tail_key_scale + batch_head * tiles, tail_values,
-                        (batch_head * tiles * TAIL_ROWS).to(tl.int32),
-                        (batch_head * tiles * D).to(tl.int32),
+                        (batch_head * tiles * TAIL_TILE).to(tl.int32), tail_v_row,
                         v_scale, v_low, pooled_k, pooled_v,
-                        D, TAIL_ROWS, BM, TAIL_ROWS, 8, 8, FP8, False, True, TMA,
+                        D, TAIL_TILE, BM, TAIL_ROWS, QK_BITS, PV_BITS, FP8, False, True, TMA,
                     )  # fmt: skip
                 elif TMA:
                     # Rows of the next head may follow the last: finite, and hidden by the bias.

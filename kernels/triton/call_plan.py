@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..launch import LaunchConfig, select_launch
-from ..packed_layout import PackedLayout, padded_head_dim, pooled_tile
+from ..packed_layout import PackedLayout, low_tail, padded_head_dim, pooled_tile
 from .call_arguments import Buffer, Described, Tile, allocated, total_bytes
 from .head_groups import HeadGroups
 from .hopper import hopper_available
@@ -131,16 +131,23 @@ class CallPlan:
 
     @property
     def low_tail(self) -> bool:
-        """Whether the pooled tail is computed in 8 bits."""
-        return self.shape.tail and self.shape.qk_bits == self.shape.pv_bits == 8
+        """Whether the pooled tail has 8-bit keys."""
+        return self.shape.tail and low_tail(self.shape.qk_bits, self.shape.pv_bits)
+
+    @property
+    def tail_tile(self) -> int:
+        """Pooled rows that are quantised together; in a 16-bit tail those of one step."""
+        if self.low_tail and not self.hopper:
+            return pooled_tile(self.shape.block[1], self.shape.sizes[3])
+        return self.tail_rows
 
     @property
     def tail_rows(self) -> int:
-        """Pooled rows of one step of the tail: in 8 bits those that are quantised together."""
+        """Pooled rows of one step of the tail; 8-bit values are stored by the tile, and read so."""
         if self.hopper:
             return self.shape.block[1]
-        if self.low_tail:
-            return pooled_tile(self.shape.block[1], self.shape.sizes[3])
+        if self.low_tail and self.shape.pv_bits == 8:
+            return self.tail_tile
         return min(self.launch.key_tile, self.launch.tail_rows)
 
     @property

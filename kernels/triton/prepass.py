@@ -192,12 +192,15 @@ def prepared_buffers(plan: CallPlan) -> dict[str, Buffer]:
         for name in ("pooled_k", "pooled_v"):
             buffers[name] = Buffer(shape.dtype, (pairs, blocks, width))
     if plan.low_tail:
-        # The pooled rows once more in 8 bits.
-        tile = plan.tail_rows
+        # The grid's pooled rows once more, in whole tiles and in the bits of the keys and values.
+        tile = plan.tail_tile
         tiles = triton.cdiv(layout.key_blocks, tile)
         buffers["tail_keys"] = Buffer(torch.int8, (pairs, tiles * tile, width))
         buffers["tail_key_scale"] = Buffer(torch.float32, (pairs, tiles))
-        buffers["tail_values"] = Buffer(v8, (pairs, tiles, width, tile))
+        if pv_bits == 16:
+            buffers["tail_values"] = Buffer(shape.dtype, (pairs, tiles * tile, width))
+        else:
+            buffers["tail_values"] = Buffer(v8, (pairs, tiles, width, tile))
     if qk_bits < 16 or pv_bits == 8:
         buffers |= statistics_buffers(plan)
     return buffers
@@ -250,7 +253,7 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
     if plan.low_tail:
         # The grid's pooled rows are a short sequence; the same kernel quantises them.
         stride = (blocks * width, 0, width)
-        tile = plan.tail_rows
+        tile = plan.tail_tile
         tiles = triton.cdiv(layout.key_blocks, tile)
         plan.run(
             prepass_kernel,
@@ -267,8 +270,8 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
             ),
             {
                 "HEAD_DIM": width, "D": width, "ALIGNMENT": 1, "ROWS": tile,
-                "QK_BITS": 8, "PV_BITS": 8, "FP8": fp8, "POOL": False, "GATHER": False,
-                "PERMUTE_KEYS": True, "FIRST_ROLE": 1,
+                "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": False, "GATHER": False,
+                "PERMUTE_KEYS": low_pv, "FIRST_ROLE": 1,
             },
             launch_of="tail",
             num_warps=8,

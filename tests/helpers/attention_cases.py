@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from paro_attention.kernels import BlockMask
@@ -128,6 +128,26 @@ def make_inputs(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int =
         (torch.randn(case.heads, generator=generator) * 0.5).to(device),
         None if case.hidden is None else _key_bias(case).to(device),
     )  # fmt: skip
+
+
+def with_distinct_blocks(inputs: Inputs) -> Inputs:
+    """Adds a vector of its own to the grid's keys and values of each block.
+
+    Their means are then as large as what deviates from them, so that the tail shows in the output.
+    """
+    generator = torch.Generator().manual_seed(1)
+    tokens, key_block = inputs.mask.tokens, inputs.mask.block[1]
+    order = inputs.permutation[:, :tokens, None].cpu().long()
+    heads, blocks, head_dim = len(order), -(-tokens // key_block), inputs.k.shape[-1]
+
+    def shifted(x: torch.Tensor) -> torch.Tensor:
+        of_block = torch.randn(heads, blocks, head_dim, generator=generator)
+        of_token = of_block.repeat_interleave(key_block, 1)[:, :tokens]
+        in_place = torch.zeros(heads, x.shape[2], head_dim)
+        in_place.scatter_(1, order.expand_as(of_token), of_token)
+        return x + in_place.to(x.device, x.dtype)
+
+    return replace(inputs, k=shifted(inputs.k), v=shifted(inputs.v))
 
 
 def _key_bias(case: Case) -> torch.Tensor:

@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from paro_attention.kernels.block_mask import BLOCK_SIZES
 from paro_attention.kernels.key_packing import KeyPacking
-from paro_attention.kernels.packed_layout import PackedLayout, padded_head_dim
+from paro_attention.kernels.packed_layout import (
+    PackedLayout,
+    low_tail,
+    padded_head_dim,
+    pooled_tile,
+)
 
 BLOCKS = tuple(itertools.product(BLOCK_SIZES, repeat=2))
 
@@ -38,6 +43,19 @@ def test_packed_keys_are_all_there_in_their_order(grid_tokens, extra_tokens, key
     assert sizes.sum() == packing.tokens
     first_extra = packed.tolist().index(grid_tokens + 1) if extra_tokens else 0
     assert first_extra % key_block == 0
+
+
+def test_the_tail_has_eight_bits_where_keys_have_and_values_have_no_fewer():
+    pairs = itertools.product((16, 8, 4), repeat=2)
+    assert [bits for bits in pairs if low_tail(*bits)] == [(8, 16), (8, 8)]
+
+
+@pytest.mark.parametrize(
+    ("key_block", "head_dim", "rows"),
+    [(32, 64, 128), (64, 128, 128), (128, 96, 128), (32, 136, 32), (128, 256, 128)],
+)
+def test_pooled_rows_are_quantised_together_as_far_as_there_is_room(key_block, head_dim, rows):
+    assert pooled_tile(key_block, head_dim) == rows
 
 
 @pytest.mark.parametrize(

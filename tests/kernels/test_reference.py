@@ -5,7 +5,14 @@ import attention_cases as cases
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_cases import CASES, HEAD_DIMS, JOINT, make_inputs, relative_error
+from attention_cases import (
+    CASES,
+    HEAD_DIMS,
+    JOINT,
+    make_inputs,
+    relative_error,
+    with_distinct_blocks,
+)
 from paro_attention.kernels import BlockMask, sparse_attention
 from paro_attention.kernels.quantization import (
     SAMPLED_FROM,
@@ -175,6 +182,37 @@ def test_low_bits_of_joint_sequences_stay_within_their_budget(case, bits, budget
     inputs = make_inputs(replace(case, density=1.0), torch.float32)
     got = reference(inputs, qk_bits=bits, pv_bits=bits, pv8="int8")
     assert 0 < relative_error(got, reference(inputs)) < budget
+
+
+# Against 16 bits with the same mask and tail. Where blocks are distinct the tail holds much of a
+# row, and its rounding shows most.
+@pytest.mark.parametrize("distinct", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_a_tail_with_eight_bit_keys_stays_within_the_budget(head_dim, distinct):
+    case = cases.Case("tail", tokens=1000, head_dim=head_dim, block=(64, 128), density=0.3)
+    inputs = make_inputs(case, torch.float32)
+    inputs = with_distinct_blocks(inputs) if distinct else inputs
+    got = reference(inputs, qk_bits=8, pv_bits=16)
+    assert 0 < relative_error(got, reference(inputs)) < 0.014
+
+
+def test_a_row_that_is_all_tail_has_the_rounding_of_eight_bits():
+    """Without any block a row is softmax over the pooled keys, rounded together to int8."""
+    case = cases.Case("tail alone", heads=1, tokens=512, block=(128, 64), density=0.0)
+    inputs = with_distinct_blocks(make_inputs(case, torch.float32))
+    order = inputs.permutation[0].long()
+    q, k, v = (x[0, 0][order] for x in (inputs.q, inputs.k, inputs.v))
+    pooled_k, pooled_v = ((x.view(8, 64, 64)).mean(1) for x in (k - k.mean(0), v))
+    q = quantised(q, q.abs().amax(1, keepdim=True) / 127)
+    pooled_k = quantised(pooled_k, pooled_k.abs().max() / 127)
+    want = torch.empty(512, 64)
+    want[order] = torch.softmax(q @ pooled_k.T * 64**-0.5, -1) @ pooled_v
+    got = reference(inputs, qk_bits=8, pv_bits=16)[0, 0]
+    assert relative_error(got, want) < 1e-4
+
+
+def quantised(x, step):
+    return (x / step).round() * step
 
 
 def test_eight_bits_ignore_a_large_offset_of_all_keys():

@@ -9,7 +9,15 @@ import os
 
 import pytest
 import torch
-from attention_cases import CASES, HEAD_DIMS, JOINT, make_inputs, relative_error
+from attention_cases import (
+    CASES,
+    HEAD_DIMS,
+    JOINT,
+    Case,
+    make_inputs,
+    relative_error,
+    with_distinct_blocks,
+)
 from paro_attention.kernels import sparse_attention, unavailable_reason
 
 pytestmark = pytest.mark.skipif(
@@ -22,6 +30,11 @@ call_plan = pytest.importorskip(
     "paro_attention.kernels.triton.call_plan", reason="Triton is not installed"
 )
 TOLERANCE = {16: 1e-3, 8: 2e-3, 4: 2.5e-2}
+# More pooled rows than one step of the tail takes, and a tile of them that is not full.
+TAILS = (
+    Case("tail in parts of a tile", tokens=1250, block=(128, 32), density=0.2),
+    Case("tail in two tiles", heads=1, tokens=1100, head_dim=136, block=(128, 32), density=0.2),
+)
 
 
 def both(inputs, **options):
@@ -64,17 +77,38 @@ def test_every_head_dim_equals_the_reference(case, bits):
     assert relative_error(got, want) < TOLERANCE[bits]
 
 
+@pytest.fixture
+def narrow_steps(monkeypatch):
+    """Launches whose tail takes at most 16 pooled rows a step; plans are made anew."""
+    choose = call_plan.select_launch
+    monkeypatch.setattr(call_plan, "_plans", {})
+    monkeypatch.setattr(
+        call_plan, "select_launch", lambda *a: dataclasses.replace(choose(*a), tail_rows=16)
+    )
+
+
+@pytest.mark.parametrize("bits", [(8, 16), (8, 8), (16, 16)], ids=str)
+@pytest.mark.parametrize("case", TAILS, ids=lambda case: case.name)
+def test_a_long_tail_equals_the_reference(case, bits, narrow_steps):
+    inputs = with_distinct_blocks(make_inputs(case, torch.float16))
+    got, want = both(inputs, qk_bits=bits[0], pv_bits=bits[1])
+    assert relative_error(got, want) < TOLERANCE[min(bits)]
+
+
+@pytest.mark.parametrize("pv_bits", [16, 8])
 @pytest.mark.parametrize("tail", [True, False])
 @pytest.mark.parametrize("case", [CASES[1], CASES[4], JOINT[3]], ids=lambda case: case.name)
-def test_loading_through_pointers_equals_loading_by_tensor_descriptors(case, tail, monkeypatch):
+def test_loading_through_pointers_equals_loading_by_tensor_descriptors(
+    case, tail, pv_bits, monkeypatch
+):
     inputs = make_inputs(case, torch.float16)
-    described, _ = both(inputs, qk_bits=8, pv_bits=8, tail=tail)
+    described, _ = both(inputs, qk_bits=8, pv_bits=pv_bits, tail=tail)
     choose = call_plan.select_launch
     monkeypatch.setattr(call_plan, "_plans", {})
     monkeypatch.setattr(
         call_plan, "select_launch", lambda *a: dataclasses.replace(choose(*a), tma=False)
     )
-    pointed, _ = both(inputs, qk_bits=8, pv_bits=8, tail=tail)
+    pointed, _ = both(inputs, qk_bits=8, pv_bits=pv_bits, tail=tail)
     assert torch.equal(described, pointed)
 
 

@@ -51,3 +51,33 @@ def test_garbage_in_the_workspace_does_not_show(monkeypatch, case, bits, tail):
 
     # All bits set: NaN in every floating-point format.
     assert torch.equal(attention(255), attention(0))
+
+
+@pytest.mark.parametrize(
+    ("bits", "values"),
+    [((8, 16), (torch.float16, (2, 128, 64))), ((8, 8), (torch.int8, (2, 1, 64, 128)))],
+)
+def test_the_tail_is_stored_in_whole_tiles(monkeypatch, bits, values):
+    """Its keys in 8 bits and values in their own; what no block stands for is zero."""
+    seen = {}
+    allocate = call_plan.CallPlan.allocate
+    monkeypatch.setattr(
+        call_plan.CallPlan, "allocate", lambda *a: seen.update(allocate(*a)) or seen
+    )
+    inputs = make_inputs(CASES[1], torch.float16)  # 300 tokens: five key blocks
+    sparse_attention(
+        inputs.q, inputs.k, inputs.v, inputs.mask, inputs.permutation, qk_bits=bits[0],
+        pv_bits=bits[1], pv8="int8", implementation="triton",
+    )  # fmt: skip
+    keys, scale, stored = (seen[f"tail_{x}"] for x in ("keys", "key_scale", "values"))
+    assert (keys.dtype, tuple(keys.shape)) == (torch.int8, (2, 128, 64))
+    assert tuple(scale.shape) == (2, 1)
+    assert (stored.dtype, tuple(stored.shape)) == values
+    if bits[1] == 16:
+        assert torch.equal(stored[:, :5], seen["pooled_v"])
+        assert not stored[:, 5:].any() and not keys[:, 5:].any()
+        rounded = keys[:, :5] * scale[:, :, None]
+        half_step = scale.max() / 2
+        assert (rounded - seen["pooled_k"].float()).abs().max() <= half_step * 1.001
+    else:
+        assert keys[:, 16:].eq(0).all() and stored[..., 5:].eq(0).all()
