@@ -26,7 +26,7 @@ class LaunchConfig:
         max_registers: register cap per thread, None for the compiler's choice.
         tma: load keys and values by the tensor copy engine (sm_90 and newer).
         paired: two key blocks a step, with FP8 values.
-        tail_rows: most pooled rows of one step of a tail in 16 bits.
+        tail_rows: most pooled rows of one step of a tail whose values have 16 bits.
     """
 
     query_tile: int
@@ -266,16 +266,19 @@ RULES: tuple[LaunchRow, ...] = (
     LaunchRow((86, 87), (128,), (8,), (8,), ALL, (128,), FULL, LaunchConfig(64, 128, 8, 2)),
     LaunchRow(ANY, (128,), (16,), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 8, 2, tail_rows=16)),
     LaunchRow(ANY, NARROW, (16, 8), (8,), ALL, ALL, FULL, LaunchConfig(64, 128, 4, 2)),
-    # 16-bit values. At 128 channels two programs only fit with little in flight: few pooled rows a
-    # step, and with 16-bit keys one stage, where products take longer than loads. Not on sm_80.
+    # 16-bit values. At 128 channels two programs only fit with little in flight: with 16-bit keys
+    # few pooled rows a step and one stage, where products take longer than loads. Not on sm_80. At
+    # 64 channels and 8-bit keys 32 pooled rows a step leave the registers for a third program.
     LaunchRow(HOPPER, NARROW, (16,), (16,), ALL, ALL, FULL, LaunchConfig(64, 64, 4, 3, tma=True)),
     LaunchRow(HOPPER, NARROW, (8,), (16,), ALL, ALL, FULL, LaunchConfig(64, 128, 4, 2, tma=True)),
-    LaunchRow(ANY, (64,), (16, 8), (16,), ALL, ALL, FULL, LaunchConfig(64, 64, 4, 2)),
+    LaunchRow((80,), (64,), (16, 8), (16,), ALL, ALL, FULL, LaunchConfig(64, 64, 4, 2)),
+    LaunchRow(ANY, (64,), (16,), (16,), ALL, ALL, FULL, LaunchConfig(64, 64, 4, 2)),
+    LaunchRow(ANY, (64,), (8,), (16,), ALL, ALL, FULL, LaunchConfig(64, 64, 4, 2, tail_rows=32)),
     LaunchRow((80,), (128,), (16,), (16,), ALL, ALL, FULL, LaunchConfig(64, 64, 8, 2)),
     LaunchRow((100,), (128,), (16, 8), (16,), ALL, ALL, FULL, LaunchConfig(64, 32, 4, 2)),
     LaunchRow(ANY, (128,), (16,), (16,), ALL, ALL, FULL,
               LaunchConfig(64, 32, 4, 1, 255, tail_rows=16)),
-    LaunchRow(ANY, (128,), (8,), (16,), ALL, ALL, FULL, LaunchConfig(64, 32, 4, 2, tail_rows=16)),
+    LaunchRow(ANY, (128,), (8,), (16,), ALL, ALL, FULL, LaunchConfig(64, 32, 4, 2)),
     # Rows of 256 channels. Only Hopper has more than 99 KiB of shared memory for sure, and 64 rows
     # suit its instructions; a 16-bit K of 128 keys leaves the others no second stage.
     LaunchRow(ANY, WIDE, (4,), (8, 4), ALL, ALL, FULL, LaunchConfig(32, 128, 8, 2, tail_rows=16)),
