@@ -3,9 +3,8 @@
 The numbers are those of ``attention`` in 8 bits with FP8, but for the denominator, which is of the
 rounded probabilities. One warpgroup owns 64 query rows of one head. Keys and values come through a
 ring of two tiles by the copy engine: first the tiles of the pooled tail, then the row's list of key
-blocks, whole extra blocks, and at last those that need a bias per key. Narrow blocks come two a
-step. Three programs share a multiprocessor, and the products of one run under the softmax of the
-others.
+blocks, whole extra blocks, and at last those that need a bias per key. Several programs share a
+multiprocessor, and the products of one run under the softmax of the others.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from .hopper_steps import LOG2_E, bias_of_keys, bias_of_pooled, blocks_at
+from .hopper_steps import LOG2_E, bias_of_keys, bias_of_pooled, block_at
 from .hopper_tile import (
     QUERY_ROWS,
-    STAGES,
-    SUM_COLUMNS,
     accumulator,
+    allocate_ring,
     attend_step,
     fetch,
-    first_of_pairs,
+    first_state,
     load_tile,
     token_of_column,
+    write_rows,
 )
 from .int4_mma import block_barrier
 
@@ -33,27 +32,7 @@ NOT_SPECIALIZED = (
     "S", "H", "grid_tokens", "extra_start", "rows_padded", "query_blocks", "key_blocks",
     "stored_blocks", "bit_words", "key_bias", "bias_stride", "query_block",
 )  # fmt: skip
-STEP_KEYS = gl.constexpr(128)
-
-
-@gluon.jit
-def allocate_ring(keys, values, UNITS: gl.constexpr):
-    """(K tiles, V tiles, K's barriers, V's barriers, ones), barriers initialised."""
-    KEYS: gl.constexpr = keys.block_type.shape[0]
-    D: gl.constexpr = keys.block_type.shape[1]
-    k_tiles = gl.allocate_shared_memory(keys.dtype, [STAGES, UNITS * KEYS, D], keys.layout)
-    v_tiles = gl.allocate_shared_memory(values.dtype, [STAGES, UNITS * D, KEYS], values.layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
-        mbarrier.init(k_full.index(stage), count=1)
-        mbarrier.init(v_full.index(stage), count=1)
-    ONES: gl.constexpr = gl.BlockedLayout([1, 16], [128 // KEYS * 4, KEYS // 16], [4, 1], [1, 0])
-    ones = gl.allocate_shared_memory(gl.float8e4nv, [2 * SUM_COLUMNS, KEYS], values.layout)
-    # The bits of 1.0: ptxas leaves two bytes of a converted constant undefined.
-    bits = gl.full([2 * SUM_COLUMNS, KEYS], 0x38, gl.int8, layout=ONES)
-    ones.store(bits.to(gl.float8e4nv, bitcast=True))
-    return k_tiles, v_tiles, k_full, v_full, ones
+STAGES = gl.constexpr(2)
 
 
 @gluon.jit(do_not_specialize=NOT_SPECIALIZED)
@@ -71,12 +50,8 @@ def hopper_attention_kernel(
     all heads. EXTRA: there are extra tokens; BIASED: their keys have a bias [B or 1, S -
     grid_tokens].
     """
-    BLOCK: gl.constexpr = keys.block_type.shape[0]
-    KEYS: gl.constexpr = STEP_KEYS
-    UNITS: gl.constexpr = KEYS // BLOCK
+    KEYS: gl.constexpr = keys.block_type.shape[0]
     LOGITS: gl.constexpr = accumulator(KEYS)
-    OUT: gl.constexpr = accumulator(D)
-    OUT_ROWS: gl.constexpr = gl.SliceLayout(1, OUT)
     tile = gl.program_id(0)
     batch_head = gl.program_id(1).to(gl.int64)
     b = batch_head // H
@@ -106,9 +81,9 @@ def hopper_attention_kernel(
         count = gl.where(extra_rows, key_blocks, count)
 
     last_block = key_blocks - 1
-    last_size = grid_tokens - last_block * BLOCK
+    last_size = grid_tokens - last_block * KEYS
     ragged = 0
-    if (count > 0) & (last_size < BLOCK):
+    if (count > 0) & (last_size < KEYS):
         last_listed = gl.load(row_list + listed - 1, mask=listed > 0, other=0).to(gl.int32)
         if EXTRA:
             last_listed = gl.where(extra_rows, last_block, last_listed)
@@ -116,52 +91,42 @@ def hopper_attention_kernel(
     grid_blocks = count - ragged
     whole = grid_blocks
     everything = count
-    extra_block = extra_start // BLOCK
+    extra_block = extra_start // KEYS
     if EXTRA:
         if not BIASED:
-            whole += (S - grid_tokens) // BLOCK
-        everything += gl.cdiv(S - grid_tokens, BLOCK)
+            whole += (S - grid_tokens) // KEYS
+        everything += gl.cdiv(S - grid_tokens, KEYS)
         listed = gl.where(extra_rows, 0, grid_blocks)
-    # Blocks that need a bias per key, and the odd one out, are stepped through behind the others.
-    main_steps = whole // UNITS
-    steps = main_steps + gl.cdiv(everything - main_steps * UNITS, UNITS)
-    row = (row_list, listed, whole, everything, (grid_blocks, ragged, last_block, extra_block))
-    tail_tiles = gl.cdiv(key_blocks, BLOCK)
-    tail_steps = 0
+    row = (row_list, listed, whole, grid_blocks, ragged, last_block, extra_block)
+    tail_tiles = 0
     if TAIL:  # noqa: SIM102 - decided at compilation, the next line at run time
         if count < key_blocks:
-            tail_steps = gl.cdiv(tail_tiles, UNITS)
+            tail_tiles = gl.cdiv(key_blocks, KEYS)
     head = ((batch_head * rows_padded).to(gl.int32), (batch_head * stored_blocks).to(gl.int32))
-    tail_first = (batch_head * tail_tiles).to(gl.int32)
-    tail_head = (tail_first * BLOCK, tail_first)
+    tail_first = (batch_head * gl.cdiv(key_blocks, KEYS)).to(gl.int32)
+    tail_head = (tail_first * KEYS, tail_first)
     tail_key_scale += tail_first
     k_scale += head[1]
 
     q_tile = gl.allocate_shared_memory(queries.dtype, queries.block_type.shape, queries.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(q_full, count=1)
-    ring = allocate_ring(keys, values, UNITS)
+    ring = allocate_ring(keys, values, STAGES)
     fence_async_shared()
     block_barrier()
     mbarrier.expect(q_full, queries.block_type.nbytes)
     load_tile(queries, [head[0] + first_row, 0], q_full, q_tile)
-    for step in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
+    for ahead in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         if TAIL:
-            units = (UNITS * step, gl.minimum(UNITS * step + 1, tail_tiles - 1))
-            fetch(tail_keys, tail_values, tail_head, units, ring, step, step < tail_steps, D, UNITS)
-        if step >= tail_steps:
-            index = step - tail_steps
-            units = blocks_at(index * UNITS, row, EXTRA, UNITS)
-            fetch(keys, values, head, units, ring, step, index < steps, D, UNITS)
+            fetch(tail_keys, tail_values, tail_head, ahead, ring, ahead, ahead < tail_tiles)
+        if ahead >= tail_tiles:
+            index = ahead - tail_tiles
+            block = block_at(index, row, EXTRA)
+            fetch(keys, values, head, block, ring, ahead, index < everything)
 
     rows = gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, LOGITS))
     row_scale = gl.load(q_scale + batch_head * rows_padded + first_row + rows) * scale_log2
-    acc = gl.zeros([QUERY_ROWS, D], gl.float32, layout=OUT)
-    row_sum = first_of_pairs(
-        gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=accumulator(SUM_COLUMNS))
-    )
-    row_max = gl.full([QUERY_ROWS], -1e30, gl.float32, layout=gl.SliceLayout(1, LOGITS))
-    state = (acc, row_sum, row_max)
+    state = first_state(D, KEYS)
     # A bias is computed once a column and spread, not by every thread for the columns it holds.
     ONCE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     HALF: gl.constexpr = KEYS // 2
@@ -171,75 +136,60 @@ def hopper_attention_kernel(
 
     if TAIL:
         bias_of_head = gl.load(tail_bias + h) * LOG2_E
-        full_bias = bias_of_head + gl.log2(BLOCK * 1.0)
+        full_bias = bias_of_head + gl.log2(KEYS * 1.0)
         last_bias = bias_of_head + gl.log2(last_size.to(gl.float32))
         words = computed_bits + list_row * bit_words
         pooled_row = (words, key_blocks, last_block, full_bias, last_bias)
-        for step in range(0, tail_steps):
-            first = UNITS * step
-            second = gl.minimum(first + 1, tail_tiles - 1)
-            key_scales = gl.load(tail_key_scale + first), gl.load(tail_key_scale + second)
+        for step in range(0, tail_tiles):
             left_bias = bias_of_pooled(step * KEYS + offset, pooled_row)
             right_bias = bias_of_pooled(step * KEYS + HALF + offset, pooled_row)
             state = attend_step(
-                state, q_tile, ring, step, row_scale, key_scales, (left_bias, right_bias),
-                D, UNITS, True,
+                state, q_tile, ring, step, row_scale, gl.load(tail_key_scale + step),
+                (left_bias, right_bias), True,
             )  # fmt: skip
             later = step + STAGES
-            if later < tail_steps:
-                units = (UNITS * later, gl.minimum(UNITS * later + 1, tail_tiles - 1))
-                fetch(tail_keys, tail_values, tail_head, units, ring, later, True, D, UNITS)
+            if later < tail_tiles:
+                fetch(tail_keys, tail_values, tail_head, later, ring, later, True)
             else:
-                index = later - tail_steps
-                units = blocks_at(index * UNITS, row, EXTRA, UNITS)
-                fetch(keys, values, head, units, ring, later, index < steps, D, UNITS)
+                index = later - tail_tiles
+                block = block_at(index, row, EXTRA)
+                fetch(keys, values, head, block, ring, later, index < everything)
 
-    units = blocks_at(0, row, EXTRA, UNITS)
-    key_scales = gl.load(k_scale + units[0]), gl.load(k_scale + units[1])
-    units = blocks_at(UNITS, row, EXTRA, UNITS)
-    for index in range(0, main_steps):
+    key_scale = gl.load(k_scale + block_at(0, row, EXTRA))
+    block = block_at(1, row, EXTRA)
+    for index in range(0, whole):
         # Asked for before the products, used behind them.
-        next_scales = gl.load(k_scale + units[0]), gl.load(k_scale + units[1])
-        units = blocks_at((index + STAGES) * UNITS, row, EXTRA, UNITS)
-        turn = tail_steps + index
-        state = attend_step(
-            state, q_tile, ring, turn, row_scale, key_scales, (no_bias, no_bias), D, UNITS, False
-        )
+        next_scale = gl.load(k_scale + block)
+        block = block_at(index + STAGES, row, EXTRA)
+        step = tail_tiles + index
+        biases = (no_bias, no_bias)
+        state = attend_step(state, q_tile, ring, step, row_scale, key_scale, biases, False)
         later = index + STAGES
-        fetch(keys, values, head, units, ring, turn + STAGES, later < steps, D, UNITS)
-        key_scales = next_scales
+        fetch(keys, values, head, block, ring, step + STAGES, later < everything)
+        key_scale = next_scale
 
+    # Behind the others, blocks that need a bias per key.
     ends = (grid_tokens, extra_start, shift + S)
     given = (key_bias + b * bias_stride, HIDING)
-    for index in range(main_steps, steps):
-        units = blocks_at(index * UNITS, row, EXTRA, UNITS)
-        first = units[0] * BLOCK
-        second = first + HALF
-        exists = True
-        if UNITS == 2:
-            second = units[1] * BLOCK
-            exists = index * UNITS + 1 < everything
-        left_bias = bias_of_keys(first + offset, True, ends, given, EXTRA, BIASED)
-        right_bias = bias_of_keys(second + offset, exists, ends, given, EXTRA, BIASED)
-        key_scales = gl.load(k_scale + units[0]), gl.load(k_scale + units[1])
-        turn = tail_steps + index
+    for index in range(whole, everything):
+        block = block_at(index, row, EXTRA)
+        first = block * KEYS
+        left_bias = bias_of_keys(first + offset, ends, given, EXTRA, BIASED)
+        right_bias = bias_of_keys(first + HALF + offset, ends, given, EXTRA, BIASED)
+        step = tail_tiles + index
         state = attend_step(
-            state, q_tile, ring, turn, row_scale, key_scales, (left_bias, right_bias),
-            D, UNITS, True,
+            state, q_tile, ring, step, row_scale, gl.load(k_scale + block),
+            (left_bias, right_bias), True,
         )  # fmt: skip
         later = index + STAGES
-        units = blocks_at(later * UNITS, row, EXTRA, UNITS)
-        fetch(keys, values, head, units, ring, turn + STAGES, later < steps, D, UNITS)
+        block = block_at(later, row, EXTRA)
+        fetch(keys, values, head, block, ring, step + STAGES, later < everything)
 
-    acc, row_sum, row_max = state
-    total = gl.convert_layout(gl.max(row_sum, 1), OUT_ROWS)
-    # A row with nothing to attend to is zero.
-    acc = acc * (1.0 / gl.where(total == 0.0, 1.0, total))[:, None]
-    d = gl.arange(0, D, gl.SliceLayout(0, OUT))
-    acc = acc * gl.load(v_scale + batch_head * D + d)[None, :]
-    row = first_row + gl.arange(0, QUERY_ROWS, OUT_ROWS)
+    row = first_row + gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, accumulator(D)))
     valid = row < row_end
     token_of = permutation + gl.load(order_of_head + h).to(gl.int64) * S
     token = gl.load(token_of + row - row_shift, mask=valid, other=0).to(gl.int64)
-    out = Out + (b * S + token)[:, None] * (H * HEAD_DIM) + h * HEAD_DIM + d[None, :]
-    gl.store(out, acc.to(Out.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
+    width = H * HEAD_DIM
+    write_rows(
+        state, v_scale + batch_head * D, b * S + token, valid, Out, h * HEAD_DIM, width, HEAD_DIM
+    )

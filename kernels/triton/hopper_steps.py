@@ -9,12 +9,13 @@ LOG2_E = gl.constexpr(1.4426950408889634)
 
 
 @gluon.jit
-def block_at(index, row_list, listed, whole, blocks, EXTRA: gl.constexpr):
+def block_at(index, row, EXTRA: gl.constexpr):
     """Key block of a row's step: its list, or all of the grid, extra blocks, then those peeled.
 
-    ``blocks``: (whole blocks of the grid, whether the last is ragged, last, first extra block).
+    ``row``: (its list, its length, whole blocks, whole blocks of the grid, whether the last is
+    ragged, the last, the first extra block).
     """
-    grid_blocks, ragged, last_block, extra_block = blocks
+    row_list, listed, whole, grid_blocks, ragged, last_block, extra_block = row
     block = gl.load(row_list + index, mask=index < listed, other=0).to(gl.int32)
     if EXTRA:
         behind = extra_block + index - grid_blocks
@@ -22,22 +23,6 @@ def block_at(index, row_list, listed, whole, blocks, EXTRA: gl.constexpr):
         peeled = gl.where(index - whole < ragged, last_block, behind - ragged)
         block = gl.where(index < listed, block, gl.where(index < whole, unlisted, peeled))
     return block
-
-
-@gluon.jit
-def blocks_at(index, row, EXTRA: gl.constexpr, UNITS: gl.constexpr):
-    """The key blocks of a step that begins with the row's ``index``-th; the last one again for one
-    that is missing.
-
-    ``row``: (its list, its length, whole blocks, all blocks, and as ``block_at`` has them).
-    """
-    row_list, listed, whole, count, blocks = row
-    left = block_at(index, row_list, listed, whole, blocks, EXTRA)
-    right = left
-    if UNITS == 2:
-        following = gl.minimum(index + 1, gl.maximum(count - 1, 0))
-        right = block_at(following, row_list, listed, whole, blocks, EXTRA)
-    return left, right
 
 
 @gluon.jit
@@ -53,7 +38,7 @@ def bias_of_pooled(pooled, row):
 
 
 @gluon.jit
-def bias_of_keys(position, exists, ends, given, EXTRA: gl.constexpr, BIASED: gl.constexpr):
+def bias_of_keys(position, ends, given, EXTRA: gl.constexpr, BIASED: gl.constexpr):
     """Bias of keys in base 2, -inf behind the end of the grid or of the extra tokens.
 
     ``ends``: (end of the grid, first extra token, end of these); ``given``: (their biases, the one
@@ -63,7 +48,7 @@ def bias_of_keys(position, exists, ends, given, EXTRA: gl.constexpr, BIASED: gl.
     end = grid_tokens
     if EXTRA:
         end = gl.where(position < extra_start, grid_tokens, extra_end)
-    exists = (position < end) & exists
+    exists = position < end
     bias = gl.where(exists, 0.0, float("-inf"))
     if BIASED:
         biases, hiding = given

@@ -26,7 +26,6 @@ from .int4_mma import block_barrier
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 
 QUERY_ROWS = gl.constexpr(64)
-STAGES = gl.constexpr(2)
 # Of the ones that add P's rows up: the narrowest product there is.
 SUM_COLUMNS = gl.constexpr(8)
 
@@ -90,30 +89,41 @@ def of_rows(x, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def fetch(keys, values, first, units, ring, step, needed, D: gl.constexpr, UNITS: gl.constexpr):
-    """Starts the copies of a step's key blocks into the ring; the tile there must have been read.
+def allocate_ring(keys, values, STAGES: gl.constexpr):
+    """(K tiles, V tiles, K's barriers, V's barriers, ones), barriers initialised."""
+    KEYS: gl.constexpr = keys.block_type.shape[0]
+    D: gl.constexpr = keys.block_type.shape[1]
+    k_tiles = gl.allocate_shared_memory(keys.dtype, [STAGES, KEYS, D], keys.layout)
+    v_tiles = gl.allocate_shared_memory(values.dtype, [STAGES, D, KEYS], values.layout)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    for stage in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
+        mbarrier.init(k_full.index(stage), count=1)
+        mbarrier.init(v_full.index(stage), count=1)
+    ONES: gl.constexpr = gl.BlockedLayout([1, 16], [128 // KEYS * 4, KEYS // 16], [4, 1], [1, 0])
+    ones = gl.allocate_shared_memory(gl.float8e4nv, [2 * SUM_COLUMNS, KEYS], values.layout)
+    # The bits of 1.0: ptxas leaves two bytes of a converted constant undefined.
+    bits = gl.full([2 * SUM_COLUMNS, KEYS], 0x38, gl.int8, layout=ONES)
+    ones.store(bits.to(gl.float8e4nv, bitcast=True))
+    return k_tiles, v_tiles, k_full, v_full, ones
 
-    ``keys`` and ``values``: descriptors; ``first``: (row, block) at which the head's begin;
-    ``units``: the two blocks of the step, or one and anything.
+
+@gluon.jit
+def fetch(keys, values, first, block, ring, step, needed):
+    """Starts the copies of a key block into the ring; the tile there must have been read.
+
+    ``keys`` and ``values``: descriptors; ``first``: (row, block) at which the head's begin.
     """
     k_tiles, v_tiles, k_full, v_full, _ones = ring
-    row, block = first
     KEYS: gl.constexpr = keys.block_type.shape[0]
-    stage = step % STAGES
-    k_tile = k_tiles.index(stage)
-    v_tile = v_tiles.index(stage)
-    mbarrier.expect(k_full.index(stage), UNITS * keys.block_type.nbytes, pred=needed)
-    for unit in gl.static_range(UNITS):  # pyright: ignore[reportGeneralTypeIssues]
-        load_tile(
-            keys, [row + units[unit] * KEYS, 0], k_full.index(stage),
-            k_tile.slice(unit * KEYS, KEYS, dim=0), pred=needed,
-        )  # fmt: skip
-    mbarrier.expect(v_full.index(stage), UNITS * values.block_type.nbytes, pred=needed)
-    for unit in gl.static_range(UNITS):  # pyright: ignore[reportGeneralTypeIssues]
-        load_tile(
-            values, [(block + units[unit]) * D, 0], v_full.index(stage),
-            v_tile.slice(unit * D, D, dim=0), pred=needed,
-        )  # fmt: skip
+    D: gl.constexpr = values.block_type.shape[0]
+    first_row, first_block = first
+    stage = step % k_tiles.shape[0]
+    k_tile, v_tile = k_tiles.index(stage), v_tiles.index(stage)
+    mbarrier.expect(k_full.index(stage), keys.block_type.nbytes, pred=needed)
+    load_tile(keys, [first_row + block * KEYS, 0], k_full.index(stage), k_tile, pred=needed)
+    mbarrier.expect(v_full.index(stage), values.block_type.nbytes, pred=needed)
+    load_tile(values, [(first_block + block) * D, 0], v_full.index(stage), v_tile, pred=needed)
 
 
 @gluon.jit
@@ -165,87 +175,70 @@ def bytes_of_integers(s, factor, offset, P: gl.constexpr):
 
 
 @gluon.jit
-def attend_step(
-    state, q_tile, ring, step, row_scale, key_scales, biases,
-    D: gl.constexpr, UNITS: gl.constexpr, BIASED: gl.constexpr,
-):  # fmt: skip
-    """Folds the key blocks that step ``step`` fetched into (acc, row_sum, row_max).
+def first_state(D: gl.constexpr, KEYS: gl.constexpr):
+    """(acc, row_sum, row_max) of rows that have attended to nothing yet."""
+    sums = gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=accumulator(SUM_COLUMNS))
+    lowest = gl.full([QUERY_ROWS], -1e30, gl.float32, layout=gl.SliceLayout(1, accumulator(KEYS)))
+    return (
+        gl.zeros([QUERY_ROWS, D], gl.float32, layout=accumulator(D)), first_of_pairs(sums), lowest
+    )  # fmt: skip
 
-    ``row_scale`` [64] times the scale of the key's block, the first of two, turns integers into
-    logits in base 2; BIASED: ``biases`` [KEYS / 2] of both halves of the tile are added to them. On
-    return every warp has read the tile.
+
+@gluon.jit
+def attend_step(state, q_tile, ring, step, row_scale, key_scale, biases, BIASED: gl.constexpr):
+    """Folds the key block that step ``step`` fetched into (acc, row_sum, row_max).
+
+    ``row_scale`` [64] times the scale of the key block turns integers into logits in base 2;
+    BIASED: ``biases`` [KEYS / 2] of both halves of the tile are added to them. On return every warp
+    of the group has read the tile.
     """
     acc, row_sum, row_max = state
     k_tiles, v_tiles, k_full, v_full, ones = ring
     KEYS: gl.constexpr = k_tiles.shape[1]
+    D: gl.constexpr = k_tiles.shape[2]
     LOGITS: gl.constexpr = accumulator(KEYS)
     OUT: gl.constexpr = accumulator(D)
     SUM: gl.constexpr = accumulator(SUM_COLUMNS)
     P: gl.constexpr = operand(D)
-    ROWS: gl.constexpr = row_max.type.layout
-    stage = step % STAGES
-    phase = (step // STAGES) & 1
+    stage = step % k_tiles.shape[0]
+    phase = (step // k_tiles.shape[0]) & 1
     mbarrier.wait(k_full.index(stage), phase)
     s = warpgroup_mma(
         q_tile, k_tiles.index(stage).permute((1, 0)),
         gl.zeros([QUERY_ROWS, KEYS], gl.int32, layout=LOGITS), use_acc=False, is_async=True,
     )  # fmt: skip
     s = warpgroup_mma_wait(0, deps=(s,))
-    first_scale, second_scale = key_scales
-    if UNITS == 1:
-        second_scale = first_scale
-    factor = row_scale * first_scale
-    # The largest integer of a row is its largest logit, because the factors are positive.
-    if UNITS == 1 and not BIASED:
-        tile_max = gl.max(s, 1).to(gl.float32) * factor
-    else:
+    factor = row_scale * key_scale
+    if BIASED:
         left, right = halves(s)
-        other_factor = row_scale * second_scale
-        if BIASED:
-            left = biased_logits(left, factor, biases[0])
-            right = biased_logits(right, other_factor, biases[1])
-            tile_max = gl.convert_layout(gl.maximum(gl.max(left, 1), gl.max(right, 1)), ROWS)
-        else:
-            tile_max = gl.maximum(
-                gl.convert_layout(gl.max(left, 1), ROWS).to(gl.float32) * factor,
-                gl.convert_layout(gl.max(right, 1), ROWS).to(gl.float32) * other_factor,
-            )
+        left = biased_logits(left, factor, biases[0])
+        right = biased_logits(right, factor, biases[1])
+        tile_max = gl.maximum(gl.max(left, 1), gl.max(right, 1))
+        tile_max = gl.convert_layout(tile_max, row_max.type.layout)
+    else:
+        # The largest integer of a row is its largest logit, because the factors are positive.
+        tile_max = gl.max(s, 1).to(gl.float32) * factor
     # A whole power of two: P's rounding is the same whichever block came first.
     new_max = gl.maximum(row_max, gl.ceil(tile_max))
     alpha = exp2(row_max - new_max)
     # P times 2**8 in numerator and denominator: FP8's subnormals are out of the way.
     offset = 8.0 - new_max
     if BIASED:
-        p = bytes_of_floats(left, offset, P)
-        q = bytes_of_floats(right, offset, P)
-        if UNITS == 1:
-            p = gl.convert_layout(whole(p, q), P)
-    elif UNITS == 2:
-        p = bytes_of_integers(left, factor, offset, P)
-        q = bytes_of_integers(right, other_factor, offset, P)
+        p = whole(bytes_of_floats(left, offset, P), bytes_of_floats(right, offset, P))
+        p = gl.convert_layout(p, P)
     else:
         p = bytes_of_integers(s, factor, offset, P)
     mbarrier.wait(v_full.index(stage), phase)
-    v_tile = v_tiles.index(stage)
     product = warpgroup_mma(
-        p, v_tile.slice(0, D, dim=0).permute((1, 0)),
+        p, v_tiles.index(stage).permute((1, 0)),
         gl.zeros([QUERY_ROWS, D], gl.float32, layout=OUT), use_acc=False, is_async=True,
     )  # fmt: skip
-    if UNITS == 2:
-        # Behind the product that it adds to, not behind one of another shape.
-        product = warpgroup_mma(
-            q, v_tile.slice(D, D, dim=0).permute((1, 0)), product, is_async=True
-        )
     # The denominator is of the rounded P, so that a constant V comes out as it is.
-    column = ones.slice(0, SUM_COLUMNS, dim=0).permute((1, 0))
     added = warpgroup_mma(
-        gl.convert_layout(p, operand(SUM_COLUMNS)), column,
+        gl.convert_layout(p, operand(SUM_COLUMNS)),
+        ones.slice(0, SUM_COLUMNS, dim=0).permute((1, 0)),
         gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=SUM), use_acc=False, is_async=True,
     )  # fmt: skip
-    if UNITS == 2:
-        added = warpgroup_mma(
-            gl.convert_layout(q, operand(SUM_COLUMNS)), column, added, is_async=True
-        )
     product, added = warpgroup_mma_wait(0, deps=(product, added))
     added = first_of_pairs(added)
     ADDED: gl.constexpr = added.type.layout
@@ -255,3 +248,21 @@ def attend_step(
     acc = acc * of_rows(alpha, OUT) + product
     row_sum = row_sum * of_rows(alpha, ADDED) + added
     return acc, row_sum, new_max
+
+
+@gluon.jit
+def write_rows(state, v_scale, tokens, valid, Out, head_offset, row_stride, HEAD_DIM: gl.constexpr):
+    """Divides by the denominators and stores the rows at their tokens.
+
+    ``tokens`` and ``valid`` [64]: where a row goes, if anywhere; ``v_scale``: pointer to the head's
+    D scales; ``head_offset``: of the head in a token's row of ``row_stride`` elements.
+    """
+    acc, row_sum, _row_max = state
+    OUT: gl.constexpr = acc.type.layout
+    total = gl.convert_layout(gl.max(row_sum, 1), gl.SliceLayout(1, OUT))
+    # A row with nothing to attend to is zero.
+    acc = acc * (1.0 / gl.where(total == 0.0, 1.0, total))[:, None]
+    d = gl.arange(0, acc.shape[1], gl.SliceLayout(0, OUT))
+    acc = acc * gl.load(v_scale + d)[None, :]
+    out = Out + tokens[:, None] * row_stride + head_offset + d[None, :]
+    gl.store(out, acc.to(Out.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
