@@ -90,7 +90,9 @@ def sparse_attention(
     if implementation == "triton" and reason is not None:
         raise RuntimeError(f"implementation 'triton' cannot serve these inputs: {reason}")
     if implementation == "reference" or reason is not None:
-        linear_fp8 = runs_on_hopper_kernel(q.device, q.shape[-1], mask.block, qk_bits, pv_bits, fp8)
+        linear_fp8 = pv_bits == 8 and runs_on_hopper_kernel(
+            q.device, q.shape[-1], mask.block, qk_bits, pv_bits, fp8
+        )
         return reference_attention(
             q, k, v, mask, permutation, order_of_head, tail_bias,
             qk_bits=qk_bits, pv_bits=pv_bits, fp8=fp8, tail=tail, scale=softmax_scale,
