@@ -7,7 +7,9 @@ No GPU is needed: the calls are made on CPU tensors with recorders in place of t
 registers, spilled bytes (stack), shared memory and matrix instructions by name. Prints a table and
 writes benchmarks/results/compile_report.json; ``--kernel NAME`` and ``--capability CC`` take a
 part, which goes to ``--out``. A spill is an error, and so are more shared memory than the card has
-and another instruction than INT4's own in the INT4 kernel; those of ``KNOWN`` are only said.
+and another instruction than INT4's own in the INT4 kernel; those of ``KNOWN`` are only said. Never
+known is a uniform register that is read before it is written (``sass_flow.py``): such a row alone
+has ``undefined``.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any
 import triton
 from _package import ROOT
 from compile_cases import HEAD_DIMS, Launch, cases_for, is_gluon, launches_of
+from sass_flow import undefined_uniforms
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -67,7 +70,10 @@ def compiled(launch: Launch, capability: int) -> Any:
 
 
 def read_machine_code(kernel: Any) -> dict[str, Any]:
-    """Registers, spilled bytes, shared memory and matrix instructions of a compiled kernel."""
+    """Registers, spilled bytes, shared memory and matrix instructions of a compiled kernel.
+
+    ``undefined`` besides, if some path reads a uniform register that it does not write: where.
+    """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
@@ -78,7 +84,9 @@ def read_machine_code(kernel: Any) -> dict[str, Any]:
     registers, stack = map(int, re.findall(r"REG:(\d+) STACK:(\d+)", usage)[0])
     shared = int(kernel.metadata.shared)
     mma = matrix_instructions(code)
-    return {"registers": registers, "spill_bytes": stack, "shared": shared, "mma": mma}
+    row = {"registers": registers, "spill_bytes": stack, "shared": shared, "mma": mma}
+    undefined = undefined_uniforms(code)
+    return row | {"undefined": undefined} if undefined else row
 
 
 def matrix_instructions(code: str) -> dict[str, int]:
@@ -87,11 +95,11 @@ def matrix_instructions(code: str) -> dict[str, int]:
 
 
 def new_problems(rows: list[dict[str, Any]]) -> list[str]:
-    """Problems of launches that are not among the known ones, or spill more than those."""
+    """Problems of launches that are not known, spill more than those, or read the undefined."""
     return [
         problem
         for row in rows
-        if row["spill_bytes"] > MOST_KNOWN_BYTES or not is_known(row)
+        if row["spill_bytes"] > MOST_KNOWN_BYTES or "undefined" in row or not is_known(row)
         for problem in problems_of(row)
     ]
 
@@ -110,6 +118,8 @@ def problems_of(row: dict[str, Any]) -> list[str]:
         found.append(f"{row['shared']} bytes of shared memory, more than the card has")
     if row["spill_bytes"]:
         found.append(f"{row['spill_bytes']} bytes spilled")
+    if reads := row.get("undefined"):
+        found.append(f"{len(reads)} reads of undefined uniform registers, first {reads[0]}")
     integer = [name for name in row["mma"] if name.startswith("IMMA")]
     if row["kernel"] == "int4_attention_kernel" and not (
         {name.split(".", 2)[2] for name in integer} == {"S4.S4", "U4.U4"}

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,6 +58,7 @@ def test_matrix_instructions_are_counted_by_name(report):
         ({"mma": {"IMMA.16832.S8.S8": 4, "IMMA.16864.U4.U4": 4}}, "not INT4's own"),
         ({"mma": {"IMMA.16864.S4.S4": 4}}, "not INT4's own"),
         ({"mma": {}}, "no matrix instructions"),
+        ({"undefined": ["UR4 at 0x0100 IGMMA", "UR8 at 0x0120 QGMMA"]}, "2 reads of undefined"),
     ],
     ids=str,
 )
@@ -67,6 +69,26 @@ def test_a_launch_that_must_not_ship_is_named(report, change, problem):
     } | change  # fmt: skip
     found = report.problems_of(row)
     assert any(problem in text for text in found) if problem else not found
+
+
+def test_what_the_machine_code_reads_undefined_is_in_the_row(report, monkeypatch):
+    defined = LISTING.replace("FFMA R1, R2, R3, R4", "UMOV.64 UR10, 0x0")
+    defined = "        /*00f0*/   LDCU.128 UR4, c[0x0][0x0] ;" + defined
+    undefined = [
+        "UR4, UR5, UR6, UR7 at 0x0100 IGMMA.64x128x32.S8.S8 R24, gdesc[UR4], RZ",
+        "UR10, UR11 at 0x0120 QGMMA.64x128x32.F32.E4M3.E4M3 R88, R20, gdesc[UR8], R88",
+    ]
+    for code, expected in ((LISTING, undefined), (defined, None)):
+        printed = {"-res-usage": "REG:168 STACK:8 SHARED:0", "-sass": code}
+
+        def run(command, printed=printed, **_options):
+            return SimpleNamespace(stdout=printed[command[1]])
+
+        monkeypatch.setattr(report.subprocess, "run", run)
+        kernel = SimpleNamespace(asm={"cubin": b""}, metadata=SimpleNamespace(shared=1024))
+        row = report.read_machine_code(kernel)
+        assert (row["registers"], row["spill_bytes"], row["shared"]) == (168, 8, 1024)
+        assert row.get("undefined") == expected
 
 
 def test_the_int4_kernel_is_native_and_spills_nothing(report, tmp_path):
@@ -123,3 +145,4 @@ def test_a_problem_that_is_not_known_is_new(report):
     known = row | {"arch": "sm_90", "launch": "head_dim 128, bits 4/8, blocks 64x128, joint"}
     assert report.new_problems([known]) == []
     assert report.new_problems([known | {"spill_bytes": 1000}])
+    assert len(report.new_problems([known | {"undefined": ["UR4 at 0x0100 IGMMA"]}])) == 2
