@@ -73,6 +73,11 @@ class Case:
         return self.bits[1] == 8 and self.capability >= 89
 
     @property
+    def biased(self) -> bool:
+        """Whether extra keys have a bias, which the Hopper kernel does not take."""
+        return self.extra and (self.portable or not self.on_hopper_kernel)
+
+    @property
     def on_hopper_kernel(self) -> bool:
         card, width = divmod(self.capability, 10), padded_head_dim(self.head_dim)
         return hopper_serves(card, width, self.block, *self.bits, self.fp8)
@@ -201,9 +206,9 @@ def _attend(case: Case) -> None:
     shape = CallShape(
         device=0, dtype=q.dtype, sizes=tuple(q.shape),
         strides=(*q.stride(), *k.stride(), *v.stride()), aligned=(True,) * len(given),
-        lists=(*mask.computed_bits.shape[1:], int(case.extra)), grid_tokens=TOKENS,
+        lists=(*mask.computed_bits.shape[1:], int(case.biased)), grid_tokens=TOKENS,
         block=case.block, qk_bits=case.bits[0], pv_bits=case.bits[1],
-        fp8=case.fp8, tail=True, biased=case.extra, scale=scale,
+        fp8=case.fp8, tail=True, biased=case.biased, scale=scale,
     )  # fmt: skip
     plan = CallPlan.of(shape)
     plan.hopper = plan.hopper and not case.portable

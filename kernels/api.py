@@ -90,7 +90,7 @@ def sparse_attention(
     if implementation == "triton" and reason is not None:
         raise RuntimeError(f"implementation 'triton' cannot serve these inputs: {reason}")
     if implementation == "reference" or reason is not None:
-        linear_fp8 = pv_bits == 8 and runs_on_hopper_kernel(
+        linear_fp8 = key_bias is None and runs_on_hopper_kernel(
             q.device, q.shape[-1], mask.block, qk_bits, pv_bits, fp8
         )
         return reference_attention(

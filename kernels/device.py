@@ -75,7 +75,10 @@ def runs_on_hopper_kernel(
     pv_bits: int,
     fp8: bool,
 ) -> bool:
-    """True where a call in these bits is the Hopper kernel's; ``head_dim`` of the inputs."""
+    """True where a call in these bits is the Hopper kernel's, unless its keys have biases.
+
+    ``head_dim``: of the inputs.
+    """
     capability = _served_capability(device, head_dim)
     if capability is None:
         return False

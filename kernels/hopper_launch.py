@@ -7,10 +7,8 @@ QUERY_ROWS = 64
 KEY_BLOCK = 128
 HEAD_DIMS = (64, 128)
 NUM_WARPS = 4
-# By padded head dimension and bits of the values. Three programs share a multiprocessor, four where
-# they take 128 registers; a second tile of 128 channels in 16 bits would leave room for two.
-MAX_REGISTERS = {(128, 8): 168, (64, 8): 128, (128, 16): 168, (64, 16): 168}
-VALUE_STAGES = {(128, 8): 2, (64, 8): 2, (128, 16): 1, (64, 16): 2}
+# By padded head dimension: three programs share a multiprocessor, or four.
+MAX_REGISTERS = {128: 168, 64: 128}
 
 
 def hopper_serves(
@@ -21,9 +19,9 @@ def hopper_serves(
     pv_bits: int,
     fp8: bool,
 ) -> bool:
-    """Whether a call is one of the Hopper kernel's.
+    """Whether a call is one of the Hopper kernel's: sm_90, 8-bit keys, FP8 values, 128-key blocks.
 
-    It takes 8-bit keys, FP8 or 16-bit values and blocks of 128 keys, on sm_90.
+    No key may have a bias: those calls are the Triton kernel's.
 
     Args:
         capability: of the card.
@@ -34,8 +32,8 @@ def hopper_serves(
     """
     return (
         capability == HOPPER
-        and qk_bits == 8
-        and (pv_bits == 16 or (pv_bits == 8 and fp8))
+        and qk_bits == pv_bits == 8
+        and fp8
         and head_dim in HEAD_DIMS
         and block[0] % QUERY_ROWS == 0
         and block[1] == KEY_BLOCK

@@ -48,15 +48,14 @@ class Tile(NamedTuple):
     gluon: bool = False
 
     def descriptor(self, tensor: Tensor) -> Any:
-        """Of a tensor, for a kernel in Triton, or for one in Gluon."""
+        """Of a tensor, for a kernel in Triton, or for one in Gluon that reads 8-bit rows."""
         rows, tile = tensor.view(-1, self.tile[1]), list(self.tile)
         if self.gluon:
             from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
             from .hopper_tile import shared_rows
 
-            layout = shared_rows(self.tile[1], 8 * tensor.element_size())
-            return TensorDescriptor.from_tensor(rows, tile, layout)
+            return TensorDescriptor.from_tensor(rows, tile, shared_rows(self.tile[1]))
         from triton.tools.tensor_descriptor import TensorDescriptor
 
         return TensorDescriptor.from_tensor(rows, tile)

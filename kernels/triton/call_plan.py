@@ -124,6 +124,7 @@ class CallPlan:
             tma=tma,
             paired=tma and launch.paired and shape.fp8 and shape.qk_bits == 8,
             hopper=shape.device >= 0
+            and not shape.biased
             and hopper_available(
                 capability, head_dim, shape.block, shape.qk_bits, shape.pv_bits, shape.fp8
             ),

@@ -7,14 +7,7 @@ from typing import TYPE_CHECKING
 import triton
 from torch import Tensor
 
-from ..hopper_launch import (
-    MAX_REGISTERS,
-    NUM_WARPS,
-    QUERY_ROWS,
-    VALUE_STAGES,
-    hopper_serves,
-)
-from ..key_packing import HIDING_BIAS
+from ..hopper_launch import MAX_REGISTERS, NUM_WARPS, QUERY_ROWS, hopper_serves
 from ..packed_layout import padded_head_dim
 from .call_arguments import Tile
 from .gluon_support import HOPPER_NEEDS, gluon_has
@@ -50,15 +43,13 @@ def attend_on_hopper(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
     """Launches the kernel into the tensor "out" [B, S, H, D]; arguments as ``attend`` has them."""
     layout, shape, width = plan.layout, plan.shape, plan.width
     batch, heads, tokens, head_dim = shape.sizes
-    query_blocks, bit_words, biases = shape.lists
+    query_blocks, bit_words, _biases = shape.lists
     extra_tokens = tokens - layout.grid_tokens
     keys = shape.block[1]
-    kind = (width, shape.pv_bits)
-    of_values = (width, keys) if shape.pv_bits == 8 else (keys, width)
     tail_keys, tail_values = "tail_keys", "tail_values"
     if shape.tail:
-        tail_keys = Tile(tail_keys, (keys, width), gluon=True)
-        tail_values = Tile(tail_values, of_values, gluon=True)
+        tail_keys = Tile(tail_keys, (plan.tail_rows, width), gluon=True)
+        tail_values = Tile(tail_values, (width, plan.tail_rows), gluon=True)
     query_tiles = triton.cdiv(layout.grid_tokens, QUERY_ROWS) + triton.cdiv(
         extra_tokens, QUERY_ROWS
     )
@@ -68,20 +59,18 @@ def attend_on_hopper(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
         tensors,
         (
             "out", "permutation", "order_of_head", "row_offsets", "kv_indices", "computed_bits",
-            "tail_bias", "key_bias", Tile("q8", (QUERY_ROWS, width), gluon=True), "q_scale",
+            "tail_bias", Tile("q8", (QUERY_ROWS, width), gluon=True), "q_scale",
             Tile("keys", (keys, width), gluon=True), "k_scale",
-            Tile("values", of_values, gluon=True), "v_scale",
+            Tile("values", (width, keys), gluon=True), "v_scale",
             tail_keys, "tail_key_scale", tail_values,
         ),
         (
             tokens, shape.row_heads or heads, layout.grid_tokens, layout.extra_start, layout.rows,
-            query_blocks, layout.key_blocks, layout.stored_blocks, bit_words,
-            extra_tokens if biases > 1 else 0, shape.block[0], shape.scale * LOG2_E,
+            query_blocks, layout.key_blocks, layout.stored_blocks, bit_words, shape.block[0],
+            shape.scale * LOG2_E,
         ),
         {
-            "HEAD_DIM": head_dim, "D": width, "TAIL": shape.tail,
-            "EXTRA": extra_tokens > 0, "BIASED": shape.biased, "HIDING": HIDING_BIAS,
-            "VALUE_STAGES": VALUE_STAGES[kind],
+            "HEAD_DIM": head_dim, "D": width, "TAIL": shape.tail, "EXTRA": extra_tokens > 0,
         },
-        num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS[kind],
+        num_warps=NUM_WARPS, maxnreg=MAX_REGISTERS[width],
     )  # fmt: skip

@@ -1,10 +1,11 @@
-"""Block-sparse attention on Hopper's tensor cores, 8-bit keys and FP8 or 16-bit values, in Gluon.
+"""Block-sparse attention on Hopper's tensor cores, 8-bit keys and FP8 values, in Gluon.
 
-The numbers are those of ``attention`` in 8/8 bits with FP8, or in 8/16, but for the denominator,
-which is of the rounded probabilities. One warpgroup owns 64 query rows of one head. Keys and values
-come through rings of tiles by the copy engine: first the tiles of the pooled tail, then the row's
-list of key blocks, whole extra blocks, and at last those that need a bias per key. Several programs
-share a multiprocessor, and the products of one run under the softmax of the others.
+The numbers are those of ``attention`` in 8 bits with FP8, but for the denominator, which is of the
+rounded probabilities. One warpgroup owns 64 query rows of one head. Keys and values come through a
+ring of two tiles by the copy engine: first the tiles of the pooled tail, then the row's list of key
+blocks and those of extra tokens. Keys that a last block lacks are zeros, whose share is known and
+taken from the denominator at the end. Several programs share a multiprocessor, and the products of
+one run under the softmax of the others.
 """
 
 from __future__ import annotations
@@ -13,18 +14,17 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from .hopper_steps import LOG2_E, bias_of_keys, bias_of_pooled, block_at
+from .hopper_steps import LOG2_E, bias_of_pooled, block_at
 from .hopper_tile import (
     QUERY_ROWS,
     accumulator,
-    allocate_ones,
-    allocate_tiles,
+    allocate_ring,
     attend_step,
     fetch,
     first_state,
     load_tile,
     token_of_column,
-    value_bits,
+    without_missing,
     write_rows,
 )
 from .int4_mma import block_barrier
@@ -32,28 +32,25 @@ from .int4_mma import block_barrier
 # Sizes that change with length and density must not lead to another compilation.
 NOT_SPECIALIZED = (
     "S", "H", "grid_tokens", "extra_start", "rows_padded", "query_blocks", "key_blocks",
-    "stored_blocks", "bit_words", "key_bias", "bias_stride", "query_block",
+    "stored_blocks", "bit_words", "query_block",
 )  # fmt: skip
-KEY_STAGES = gl.constexpr(2)
+STAGES = gl.constexpr(2)
 
 
 @gluon.jit(do_not_specialize=NOT_SPECIALIZED)
 def hopper_attention_kernel(
-    Out, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias, key_bias,
+    Out, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias,
     queries, q_scale, keys, k_scale, values, v_scale, tail_keys, tail_key_scale, tail_values,
     S, H, grid_tokens, extra_start, rows_padded, query_blocks, key_blocks, stored_blocks,
-    bit_words, bias_stride, query_block, scale_log2,
-    HEAD_DIM: gl.constexpr, D: gl.constexpr, TAIL: gl.constexpr,
-    EXTRA: gl.constexpr, BIASED: gl.constexpr, HIDING: gl.constexpr, VALUE_STAGES: gl.constexpr,
+    bit_words, query_block, scale_log2,
+    HEAD_DIM: gl.constexpr, D: gl.constexpr, TAIL: gl.constexpr, EXTRA: gl.constexpr,
 ):  # fmt: skip
     """Grid (query tiles of the extra tokens and of the grid, B*H).
 
     ``queries``, ``keys``, ``values``, ``tail_keys`` and ``tail_values`` are tensor descriptors of
-    all heads. EXTRA: there are extra tokens; BIASED: their keys have a bias [B or 1, S -
-    grid_tokens].
+    all heads. EXTRA: there are extra tokens, whose keys have no bias.
     """
     KEYS: gl.constexpr = keys.block_type.shape[0]
-    BITS: gl.constexpr = value_bits(values.dtype)
     LOGITS: gl.constexpr = accumulator(KEYS)
     tile = gl.program_id(0)
     batch_head = gl.program_id(1).to(gl.int64)
@@ -85,65 +82,53 @@ def hopper_attention_kernel(
 
     last_block = key_blocks - 1
     last_size = grid_tokens - last_block * KEYS
-    ragged = 0
+    # Keys that are not there, behind the end of the grid and of the extra tokens.
+    missing = 0
     if (count > 0) & (last_size < KEYS):
         last_listed = gl.load(row_list + listed - 1, mask=listed > 0, other=0).to(gl.int32)
         if EXTRA:
             last_listed = gl.where(extra_rows, last_block, last_listed)
-        ragged = (last_listed == last_block).to(gl.int32)
-    grid_blocks = count - ragged
-    whole = grid_blocks
-    everything = count
-    extra_block = extra_start // KEYS
+        missing = gl.where(last_listed == last_block, KEYS - last_size, 0)
+    steps = count
     if EXTRA:
-        if not BIASED:
-            whole += (S - grid_tokens) // KEYS
-        everything += gl.cdiv(S - grid_tokens, KEYS)
-        listed = gl.where(extra_rows, 0, grid_blocks)
-    row = (row_list, listed, whole, grid_blocks, ragged, last_block, extra_block)
+        extra_blocks = gl.cdiv(S - grid_tokens, KEYS)
+        steps += extra_blocks
+        missing += extra_blocks * KEYS - (S - grid_tokens)
+        listed = gl.where(extra_rows, 0, count)
+    row = (row_list, listed, count, extra_start // KEYS)
     tail_tiles = 0
     if TAIL:  # noqa: SIM102 - decided at compilation, the next line at run time
         if count < key_blocks:
             tail_tiles = gl.cdiv(key_blocks, KEYS)
-    first_block = (batch_head * stored_blocks).to(gl.int32)
-    first_tail = (batch_head * gl.cdiv(key_blocks, KEYS)).to(gl.int32)
-    tail_key_scale += first_tail
-    k_scale += first_block
+    head = ((batch_head * rows_padded).to(gl.int32), (batch_head * stored_blocks).to(gl.int32))
+    tail_first = (batch_head * gl.cdiv(key_blocks, KEYS)).to(gl.int32)
+    tail_head = (tail_first * KEYS, tail_first)
+    tail_key_scale += tail_first
+    k_scale += head[1]
 
     q_tile = gl.allocate_shared_memory(queries.dtype, queries.block_type.shape, queries.layout)
     q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(q_full, count=1)
-    k_ring = allocate_tiles(keys, KEY_STAGES)
-    v_ring = allocate_tiles(values, VALUE_STAGES)
-    rings = (k_ring, v_ring, allocate_ones(values, KEYS))
+    ring = allocate_ring(keys, values, STAGES)
     fence_async_shared()
     block_barrier()
     mbarrier.expect(q_full, queries.block_type.nbytes)
-    load_tile(queries, [(batch_head * rows_padded).to(gl.int32) + first_row, 0], q_full, q_tile)
-    HEIGHT: gl.constexpr = values.block_type.shape[0]
-    first_k = (batch_head * rows_padded).to(gl.int32)
-    first_v = first_block * HEIGHT
-    tail_k = first_tail * KEYS
-    tail_v = first_tail * HEIGHT
-    for ahead in gl.static_range(KEY_STAGES):  # pyright: ignore[reportGeneralTypeIssues]
+    load_tile(queries, [head[0] + first_row, 0], q_full, q_tile)
+    for ahead in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         if TAIL:
-            fetch(tail_keys, tail_k, ahead, k_ring, ahead, ahead < tail_tiles)
-            if ahead < VALUE_STAGES:
-                fetch(tail_values, tail_v, ahead, v_ring, ahead, ahead < tail_tiles)
+            fetch(tail_keys, tail_values, tail_head, ahead, ring, ahead, ahead < tail_tiles)
         if ahead >= tail_tiles:
             index = ahead - tail_tiles
             block = block_at(index, row, EXTRA)
-            fetch(keys, first_k, block, k_ring, ahead, index < everything)
-            if ahead < VALUE_STAGES:
-                fetch(values, first_v, block, v_ring, ahead, index < everything)
+            fetch(keys, values, head, block, ring, ahead, index < steps)
 
     rows = gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, LOGITS))
     row_scale = gl.load(q_scale + batch_head * rows_padded + first_row + rows) * scale_log2
-    state = first_state(D, KEYS, BITS)
+    state = first_state(D, KEYS)
     # A bias is computed once a column and spread, not by every thread for the columns it holds.
     ONCE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     HALF: gl.constexpr = KEYS // 2
-    offset = token_of_column(gl.arange(0, HALF, ONCE), BITS)
+    offset = token_of_column(gl.arange(0, HALF, ONCE))
     no_bias = gl.zeros([HALF], gl.float32, layout=ONCE)
     mbarrier.wait(q_full, 0)
 
@@ -157,67 +142,36 @@ def hopper_attention_kernel(
             left_bias = bias_of_pooled(step * KEYS + offset, pooled_row)
             right_bias = bias_of_pooled(step * KEYS + HALF + offset, pooled_row)
             state = attend_step(
-                state, q_tile, rings, step, row_scale, gl.load(tail_key_scale + step),
-                (left_bias, right_bias), D, True,
+                state, q_tile, ring, step, row_scale, gl.load(tail_key_scale + step),
+                (left_bias, right_bias), True,
             )  # fmt: skip
-            later = step + KEY_STAGES
+            later = step + STAGES
             if later < tail_tiles:
-                fetch(tail_keys, tail_k, later, k_ring, later, True)
+                fetch(tail_keys, tail_values, tail_head, later, ring, later, True)
             else:
                 index = later - tail_tiles
                 block = block_at(index, row, EXTRA)
-                fetch(keys, first_k, block, k_ring, later, index < everything)
-            later = step + VALUE_STAGES
-            if later < tail_tiles:
-                fetch(tail_values, tail_v, later, v_ring, later, True)
-            else:
-                index = later - tail_tiles
-                block = block_at(index, row, EXTRA)
-                fetch(values, first_v, block, v_ring, later, index < everything)
+                fetch(keys, values, head, block, ring, later, index < steps)
 
     key_scale = gl.load(k_scale + block_at(0, row, EXTRA))
     block = block_at(1, row, EXTRA)
-    for index in range(0, whole):
+    for index in range(0, steps):
         # Asked for before the products, used behind them.
         next_scale = gl.load(k_scale + block)
-        v_block = block
-        block = block_at(index + KEY_STAGES, row, EXTRA)
-        if VALUE_STAGES == KEY_STAGES:
-            v_block = block
+        block = block_at(index + STAGES, row, EXTRA)
         step = tail_tiles + index
         biases = (no_bias, no_bias)
-        state = attend_step(state, q_tile, rings, step, row_scale, key_scale, biases, D, False)
-        needed = index + KEY_STAGES < everything
-        fetch(keys, first_k, block, k_ring, step + KEY_STAGES, needed)
-        needed = index + VALUE_STAGES < everything
-        fetch(values, first_v, v_block, v_ring, step + VALUE_STAGES, needed)
+        state = attend_step(state, q_tile, ring, step, row_scale, key_scale, biases, False)
+        later = index + STAGES
+        fetch(keys, values, head, block, ring, step + STAGES, later < steps)
         key_scale = next_scale
+    state = without_missing(state, missing)
 
-    # Behind the others, blocks that need a bias per key.
-    ends = (grid_tokens, extra_start, shift + S)
-    given = (key_bias + b * bias_stride, HIDING)
-    for index in range(whole, everything):
-        block = block_at(index, row, EXTRA)
-        first = block * KEYS
-        left_bias = bias_of_keys(first + offset, ends, given, EXTRA, BIASED)
-        right_bias = bias_of_keys(first + HALF + offset, ends, given, EXTRA, BIASED)
-        step = tail_tiles + index
-        state = attend_step(
-            state, q_tile, rings, step, row_scale, gl.load(k_scale + block),
-            (left_bias, right_bias), D, True,
-        )  # fmt: skip
-        block = block_at(index + KEY_STAGES, row, EXTRA)
-        needed = index + KEY_STAGES < everything
-        fetch(keys, first_k, block, k_ring, step + KEY_STAGES, needed)
-        block = block_at(index + VALUE_STAGES, row, EXTRA)
-        needed = index + VALUE_STAGES < everything
-        fetch(values, first_v, block, v_ring, step + VALUE_STAGES, needed)
-
-    row = first_row + gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, accumulator(D, BITS)))
+    row = first_row + gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, accumulator(D)))
     valid = row < row_end
     token_of = permutation + gl.load(order_of_head + h).to(gl.int64) * S
     token = gl.load(token_of + row - row_shift, mask=valid, other=0).to(gl.int64)
+    width = H * HEAD_DIM
     write_rows(
-        state, v_scale + batch_head * D, b * S + token, valid, Out, h * HEAD_DIM, H * HEAD_DIM,
-        HEAD_DIM, BITS,
-    )  # fmt: skip
+        state, v_scale + batch_head * D, b * S + token, valid, Out, h * HEAD_DIM, width, HEAD_DIM
+    )

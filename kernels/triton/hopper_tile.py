@@ -1,4 +1,4 @@
-"""One step of attention on Hopper: tiles of 8-bit keys and of FP8 or 16-bit values."""
+"""One step of attention on Hopper: a tile of 8-bit keys and FP8 values from the ring."""
 
 from __future__ import annotations
 
@@ -28,35 +28,30 @@ load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 QUERY_ROWS = gl.constexpr(64)
 # Of the ones that add P's rows up: the narrowest product there is.
 SUM_COLUMNS = gl.constexpr(8)
+P_EXPONENT = gl.constexpr(8.0)
+# Binary logarithms of FP8 e4m3's smallest normal number and of its smallest.
+FP8_LEAST_NORMAL = gl.constexpr(-6.0)
+FP8_LEAST = gl.constexpr(-9.0)
 
 
 @gluon.constexpr_function
-def accumulator(columns: int, bits: int = 8) -> gl.NVMMADistributedLayout:
-    """Layout of a product of 64 rows; ``bits`` of its operands."""
+def accumulator(columns: int) -> gl.NVMMADistributedLayout:
+    """Layout of a product of 64 rows."""
     return gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 256 // bits]
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 32]
     )
 
 
 @gluon.constexpr_function
-def operand(columns: int, bits: int = 8) -> gl.DotOperandLayout:
-    """Layout of rows that are multiplied from registers; of ``accumulator(columns, bits)``."""
-    parent = accumulator(columns, bits)
-    return gl.DotOperandLayout(operand_index=0, parent=parent, k_width=32 // bits)
+def operand(columns: int) -> gl.DotOperandLayout:
+    """Layout of 8-bit rows that are multiplied from registers; of ``accumulator(columns)``."""
+    return gl.DotOperandLayout(operand_index=0, parent=accumulator(columns), k_width=4)
 
 
 @gluon.constexpr_function
-def shared_rows(columns: int, bits: int = 8) -> gl.NVMMASharedLayout:
-    """Layout of tiles of rows as the copy engine writes and the products read them."""
-    return gl.NVMMASharedLayout(
-        swizzle_byte_width=min(columns * bits // 8, 128), element_bitwidth=bits, rank=2
-    )
-
-
-@gluon.constexpr_function
-def value_bits(dtype) -> int:
-    """Bits of values, and of P with them."""
-    return dtype.primitive_bitwidth
+def shared_rows(row_bytes: int) -> gl.NVMMASharedLayout:
+    """Layout of tiles of 8-bit rows as the copy engine writes and the products read them."""
+    return gl.NVMMASharedLayout(swizzle_byte_width=min(row_bytes, 128), element_bitwidth=8, rank=2)
 
 
 @gluon.jit
@@ -67,15 +62,10 @@ def exp2(x):
 
 
 @gluon.jit
-def token_of_column(n, BITS: gl.constexpr):
-    """Token offset whose key is stored at row ``n``; see ``primitives.token_of_position``.
-
-    ``BITS`` of the values: keys of 16-bit values are stored in order.
-    """
-    if BITS == 8:
-        r = n % 16
-        n = (n // 16) * 16 + 4 * ((r % 8) // 2) + 2 * (r // 8) + r % 2
-    return n
+def token_of_column(n):
+    """Token offset whose key is stored at row ``n``; see ``primitives.token_of_position``."""
+    r = n % 16
+    return (n // 16) * 16 + 4 * ((r % 8) // 2) + 2 * (r // 8) + r % 2
 
 
 @gluon.jit
@@ -103,43 +93,41 @@ def of_rows(x, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def allocate_tiles(rows, STAGES: gl.constexpr):
-    """(tiles, barriers) of a ring of tiles of the descriptor ``rows``, barriers initialised."""
-    shape: gl.constexpr = [STAGES, rows.block_type.shape[0], rows.block_type.shape[1]]
-    tiles = gl.allocate_shared_memory(rows.dtype, shape, rows.layout)
-    full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+def allocate_ring(keys, values, STAGES: gl.constexpr):
+    """(K tiles, V tiles, K's barriers, V's barriers, ones), barriers initialised."""
+    KEYS: gl.constexpr = keys.block_type.shape[0]
+    D: gl.constexpr = keys.block_type.shape[1]
+    k_tiles = gl.allocate_shared_memory(keys.dtype, [STAGES, KEYS, D], keys.layout)
+    v_tiles = gl.allocate_shared_memory(values.dtype, [STAGES, D, KEYS], values.layout)
+    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
+    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
-        mbarrier.init(full.index(stage), count=1)
-    return tiles, full
-
-
-@gluon.jit
-def allocate_ones(values, KEYS: gl.constexpr):
-    """Ones [SUM_COLUMNS, KEYS] that add P's rows up, of the values' type."""
-    ROWS: gl.constexpr = SUM_COLUMNS
+        mbarrier.init(k_full.index(stage), count=1)
+        mbarrier.init(v_full.index(stage), count=1)
     ONES: gl.constexpr = gl.BlockedLayout([1, 16], [128 // KEYS * 4, KEYS // 16], [4, 1], [1, 0])
-    layout: gl.constexpr = shared_rows(KEYS, value_bits(values.dtype))
-    ones = gl.allocate_shared_memory(values.dtype, [ROWS, KEYS], layout)
-    if value_bits(values.dtype) == 8:
-        # The bits of 1.0: ptxas leaves two bytes of a converted constant undefined.
-        bits = gl.full([ROWS, KEYS], 0x38, gl.int8, layout=ONES)
-        ones.store(bits.to(values.dtype, bitcast=True))
-    else:
-        ones.store(gl.full([ROWS, KEYS], 1.0, values.dtype, layout=ONES))
-    return ones
+    ones = gl.allocate_shared_memory(gl.float8e4nv, [2 * SUM_COLUMNS, KEYS], values.layout)
+    # The bits of 1.0: ptxas leaves two bytes of a converted constant undefined.
+    bits = gl.full([2 * SUM_COLUMNS, KEYS], 0x38, gl.int8, layout=ONES)
+    ones.store(bits.to(gl.float8e4nv, bitcast=True))
+    return k_tiles, v_tiles, k_full, v_full, ones
 
 
 @gluon.jit
-def fetch(rows, first, block, ring, step, needed):
-    """Starts the copy of a tile of the descriptor ``rows`` into the ring; the tile there must have
-    been read. ``first``: row at which the head's begin.
+def fetch(keys, values, first, block, ring, step, needed):
+    """Starts the copies of a key block into the ring; the tile there must have been read.
+
+    ``keys`` and ``values``: descriptors; ``first``: (row, block) at which the head's begin.
     """
-    tiles, full = ring
-    stage = step % tiles.shape[0]
-    barrier = full.index(stage)
-    mbarrier.expect(barrier, rows.block_type.nbytes, pred=needed)
-    at = first + block * rows.block_type.shape[0]
-    load_tile(rows, [at, 0], barrier, tiles.index(stage), pred=needed)
+    k_tiles, v_tiles, k_full, v_full, _ones = ring
+    KEYS: gl.constexpr = keys.block_type.shape[0]
+    D: gl.constexpr = values.block_type.shape[0]
+    first_row, first_block = first
+    stage = step % k_tiles.shape[0]
+    k_tile, v_tile = k_tiles.index(stage), v_tiles.index(stage)
+    mbarrier.expect(k_full.index(stage), keys.block_type.nbytes, pred=needed)
+    load_tile(keys, [first_row + block * KEYS, 0], k_full.index(stage), k_tile, pred=needed)
+    mbarrier.expect(v_full.index(stage), values.block_type.nbytes, pred=needed)
+    load_tile(values, [(first_block + block) * D, 0], v_full.index(stage), v_tile, pred=needed)
 
 
 @gluon.jit
@@ -191,41 +179,36 @@ def bytes_of_integers(s, factor, offset, P: gl.constexpr):
 
 
 @gluon.jit
-def first_state(D: gl.constexpr, KEYS: gl.constexpr, BITS: gl.constexpr):
-    """(acc, row_sum, row_max) of rows that have attended to nothing yet; ``BITS`` of the values."""
-    SUM: gl.constexpr = accumulator(SUM_COLUMNS, BITS)
-    sums = gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=SUM)
+def first_state(D: gl.constexpr, KEYS: gl.constexpr):
+    """(acc, row_sum, row_max) of rows that have attended to nothing yet."""
+    sums = gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=accumulator(SUM_COLUMNS))
     lowest = gl.full([QUERY_ROWS], -1e30, gl.float32, layout=gl.SliceLayout(1, accumulator(KEYS)))
-    acc = gl.zeros([QUERY_ROWS, D], gl.float32, layout=accumulator(D, BITS))
-    return acc, first_of_pairs(sums), lowest
+    return (
+        gl.zeros([QUERY_ROWS, D], gl.float32, layout=accumulator(D)), first_of_pairs(sums), lowest
+    )  # fmt: skip
 
 
 @gluon.jit
-def attend_step(
-    state, q_tile, rings, step, row_scale, key_scale, biases, D: gl.constexpr, BIASED: gl.constexpr
-):
+def attend_step(state, q_tile, ring, step, row_scale, key_scale, biases, BIASED: gl.constexpr):
     """Folds the key block that step ``step`` fetched into (acc, row_sum, row_max).
 
-    ``rings``: of keys, of values, and the ones. ``row_scale`` [64] times the scale of the key block
-    turns integers into logits in base 2; BIASED: ``biases`` [KEYS / 2] of both halves of the tile
-    are added to them. On return every warp has read the tiles.
+    ``row_scale`` [64] times the scale of the key block turns integers into logits in base 2;
+    BIASED: ``biases`` [KEYS / 2] of both halves of the tile are added to them. On return every warp
+    of the group has read the tile.
     """
     acc, row_sum, row_max = state
-    k_ring, v_ring, ones = rings
-    k_tiles, k_full = k_ring
-    v_tiles, v_full = v_ring
+    k_tiles, v_tiles, k_full, v_full, ones = ring
     KEYS: gl.constexpr = k_tiles.shape[1]
-    V: gl.constexpr = v_tiles.dtype
-    BITS: gl.constexpr = value_bits(V)
+    D: gl.constexpr = k_tiles.shape[2]
     LOGITS: gl.constexpr = accumulator(KEYS)
-    OUT: gl.constexpr = accumulator(D, BITS)
-    SUM: gl.constexpr = accumulator(SUM_COLUMNS, BITS)
-    P: gl.constexpr = operand(D, BITS)
-    k_stage = step % k_tiles.shape[0]
-    v_stage = step % v_tiles.shape[0]
-    mbarrier.wait(k_full.index(k_stage), (step // k_tiles.shape[0]) & 1)
+    OUT: gl.constexpr = accumulator(D)
+    SUM: gl.constexpr = accumulator(SUM_COLUMNS)
+    P: gl.constexpr = operand(D)
+    stage = step % k_tiles.shape[0]
+    phase = (step // k_tiles.shape[0]) & 1
+    mbarrier.wait(k_full.index(stage), phase)
     s = warpgroup_mma(
-        q_tile, k_tiles.index(k_stage).permute((1, 0)),
+        q_tile, k_tiles.index(stage).permute((1, 0)),
         gl.zeros([QUERY_ROWS, KEYS], gl.int32, layout=LOGITS), use_acc=False, is_async=True,
     )  # fmt: skip
     s = warpgroup_mma_wait(0, deps=(s,))
@@ -242,54 +225,57 @@ def attend_step(
     # A whole power of two: P's rounding is the same whichever block came first.
     new_max = gl.maximum(row_max, gl.ceil(tile_max))
     alpha = exp2(row_max - new_max)
-    if BITS == 8:
-        # P times 2**8 in numerator and denominator: FP8's subnormals are out of the way.
-        offset = 8.0 - new_max
-        if BIASED:
-            p = whole(bytes_of_floats(left, offset, P), bytes_of_floats(right, offset, P))
-            p = gl.convert_layout(p, P)
-        else:
-            p = bytes_of_integers(s, factor, offset, P)
-        v_tile = v_tiles.index(v_stage).permute((1, 0))
-        # A sum of its own for every tile: Hopper's tensor cores add FP8 products with about 14 bits
-        # and cut the rest off, which one long sum would not survive.
-        product = gl.zeros([QUERY_ROWS, D], gl.float32, layout=OUT)
+    # P times 2**P_EXPONENT in numerator and denominator: FP8's subnormals are out of the way.
+    offset = P_EXPONENT - new_max
+    if BIASED:
+        p = whole(bytes_of_floats(left, offset, P), bytes_of_floats(right, offset, P))
+        p = gl.convert_layout(p, P)
     else:
-        if BIASED:
-            x = gl.convert_layout(whole(left, right), LOGITS) - of_rows(new_max, LOGITS)
-        else:
-            x = s.to(gl.float32) * of_rows(factor, LOGITS) - of_rows(new_max, LOGITS)
-        p = gl.convert_layout(exp2(x).to(V), P)
-        v_tile = v_tiles.index(v_stage)
-        product = acc * of_rows(alpha, OUT)
-    mbarrier.wait(v_full.index(v_stage), (step // v_tiles.shape[0]) & 1)
-    product = warpgroup_mma(p, v_tile, product, use_acc=BITS == 16, is_async=True)
+        p = bytes_of_integers(s, factor, offset, P)
+    mbarrier.wait(v_full.index(stage), phase)
+    product = warpgroup_mma(
+        p, v_tiles.index(stage).permute((1, 0)),
+        gl.zeros([QUERY_ROWS, D], gl.float32, layout=OUT), use_acc=False, is_async=True,
+    )  # fmt: skip
     # The denominator is of the rounded P, so that a constant V comes out as it is.
     added = warpgroup_mma(
-        gl.convert_layout(p, operand(SUM_COLUMNS, BITS)),
-        ones.permute((1, 0)),
+        gl.convert_layout(p, operand(SUM_COLUMNS)),
+        ones.slice(0, SUM_COLUMNS, dim=0).permute((1, 0)),
         gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=SUM), use_acc=False, is_async=True,
     )  # fmt: skip
     product, added = warpgroup_mma_wait(0, deps=(product, added))
     added = first_of_pairs(added)
     ADDED: gl.constexpr = added.type.layout
     block_barrier()
-    if BITS == 8:
-        product = acc * of_rows(alpha, OUT) + product
+    # A sum of its own for every tile: Hopper's tensor cores add FP8 products with about 14 bits and
+    # cut the rest off, which one long sum would not survive.
+    acc = acc * of_rows(alpha, OUT) + product
     row_sum = row_sum * of_rows(alpha, ADDED) + added
-    return product, row_sum, new_max
+    return acc, row_sum, new_max
 
 
 @gluon.jit
-def write_rows(
-    state, v_scale, tokens, valid, Out, head_offset, row_stride,
-    HEAD_DIM: gl.constexpr, BITS: gl.constexpr,
-):  # fmt: skip
+def without_missing(state, missing):
+    """Takes from the denominators what ``missing`` keys added that are not there.
+
+    Their rows of K and V are zero, so that they add nothing else, and their P is a power of two: as
+    ``P_EXPONENT`` has it, exact down to FP8's smallest normal number, below which the linear codes,
+    a quarter, are zero.
+    """
+    acc, row_sum, row_max = state
+    ADDED: gl.constexpr = row_sum.type.layout
+    exponent = P_EXPONENT - row_max
+    each = gl.where(exponent >= FP8_LEAST_NORMAL, 1.0, 0.75)
+    each = gl.where(exponent >= FP8_LEAST, each, 0.0) * exp2(exponent)
+    return acc, row_sum - of_rows(each * missing.to(gl.float32), ADDED), row_max
+
+
+@gluon.jit
+def write_rows(state, v_scale, tokens, valid, Out, head_offset, row_stride, HEAD_DIM: gl.constexpr):
     """Divides by the denominators and stores the rows at their tokens.
 
     ``tokens`` and ``valid`` [64]: where a row goes, if anywhere; ``v_scale``: pointer to the head's
-    D scales, of 8-bit values; ``head_offset``: of the head in a token's row of ``row_stride``
-    elements.
+    D scales; ``head_offset``: of the head in a token's row of ``row_stride`` elements.
     """
     acc, row_sum, _row_max = state
     OUT: gl.constexpr = acc.type.layout
@@ -297,7 +283,6 @@ def write_rows(
     # A row with nothing to attend to is zero.
     acc = acc * (1.0 / gl.where(total == 0.0, 1.0, total))[:, None]
     d = gl.arange(0, acc.shape[1], gl.SliceLayout(0, OUT))
-    if BITS == 8:
-        acc = acc * gl.load(v_scale + d)[None, :]
+    acc = acc * gl.load(v_scale + d)[None, :]
     out = Out + tokens[:, None] * row_stride + head_offset + d[None, :]
     gl.store(out, acc.to(Out.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
