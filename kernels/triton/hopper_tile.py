@@ -266,8 +266,10 @@ def without_missing(state, missing):
     ADDED: gl.constexpr = row_sum.type.layout
     exponent = P_EXPONENT - row_max
     each = gl.where(exponent >= FP8_LEAST_NORMAL, 1.0, 0.75)
-    each = gl.where(exponent >= FP8_LEAST, each, 0.0) * exp2(exponent)
-    return acc, row_sum - of_rows(each * missing.to(gl.float32), ADDED), row_max
+    share = each * exp2(exponent) * missing.to(gl.float32)
+    # A row that attended to nothing has no maximum.
+    share = gl.where((missing > 0) & (exponent >= FP8_LEAST), share, 0.0)
+    return acc, row_sum - of_rows(share, ADDED), row_max
 
 
 @gluon.jit

@@ -6,12 +6,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 from attention_cases import CASES, HEAD_DIMS, JOINT, Case, make_inputs, relative_error
-from paro_attention.kernels import BlockMask, sparse_attention
+from paro_attention.kernels import BlockMask, hopper_launch, sparse_attention
 from paro_attention.kernels.device import runs_on_hopper_kernel
 
 pytestmark = pytest.mark.gpu
 if torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
     pytestmark = [pytest.mark.gpu, pytest.mark.skip(reason="needs a Hopper GPU (sm_90)")]
+
+
+@pytest.fixture(autouse=True)
+def served(monkeypatch):
+    """The kernel is built and tested, but not served."""
+    from paro_attention.kernels.triton import call_plan
+
+    monkeypatch.setattr(hopper_launch, "SERVED", True)
+    monkeypatch.setattr(call_plan, "_plans", {})
+
 
 EIGHT_BITS = {"qk_bits": 8, "pv_bits": 8}
 SERVED = [
