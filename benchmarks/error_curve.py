@@ -6,6 +6,9 @@ sharing one budget by output error, the same density at every step. Times are of
 main shape of attention.py, with the masks of the same heads at the same density and block. Peers
 that choose their own blocks run on the same tensors, in the model's order and, as their users may,
 in tiles of 4x4x4 tokens; that order is not charged to their time.
+
+``--retime REPORT`` runs nothing: it gives our points of an earlier run the times of a report of
+attention.py, as shares of dense attention's, where only the kernels have changed since.
 """
 
 from __future__ import annotations
@@ -58,7 +61,7 @@ class Point:
     density: float
     error: float
     ms: float = math.nan
-    block: tuple[int, int] | None = None
+    block: Sequence[int] | None = None
     kept: float | None = None
     timed: float | None = None
 
@@ -164,8 +167,40 @@ def block_rows(
         line = sorted((p.ms, p.density) for p in points if p.family == family)
         density = float(np.interp(ms, [at for at, _ in line], [d for _, d in line]))
         share = round(ms / sdpa_ms, 3)
-        found.append(BlockRow(architecture, row["error"], block, round(density, 3), share))
+        found.append(
+            BlockRow(architecture, row["error"], (block[0], block[1]), round(density, 3), share)
+        )
     return found
+
+
+def retimed(report: dict, attention: dict) -> dict:
+    """The report with our points' times from a report of attention.py, peers as they were.
+
+    Times are taken as shares of dense attention's in their own runs, with random masks of the
+    point's block and density; a point that has none there is left out.
+    """
+    rows = [row for row in attention["rows"] if row["tokens"] == report["tokens"]]
+    dense = next(row["ms"] for row in rows if row.get("baseline"))
+    times = {
+        (tuple(row["block"]), round(row["density"], 2)): row["ms"] / dense
+        for row in rows
+        if row["ours"] and row["whole_call"] and row["tail"] and row["masks"] == "random"
+        and (row["qk_bits"], row["pv_bits"]) == (8, 8)
+    }  # fmt: skip
+    points = []
+    for fields in report["points"]:
+        point = Point(**fields)
+        if point.block is not None:
+            share = times.get((tuple(point.block), round(point.density, 2)))
+            if share is None:
+                continue
+            point.ms, point.timed = share * report["sdpa_ms"], None
+        points.append(point)
+    return report | {
+        "points": [asdict(point) for point in points],
+        "equal_error": equal_error(points),
+        "retimed": attention["commit"],
+    }
 
 
 def recorded(
@@ -194,7 +229,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="timed seconds")
     parser.add_argument("--workers", type=int, default=12, help="processes that compile ahead")
     parser.add_argument("--commit", default=None, help="commit to record where there is no git")
+    parser.add_argument("--retime", type=Path, help="report of attention.py; rewrites --out")
     given = parser.parse_args()
+    if given.retime is not None:
+        report = retimed(json.loads(given.out.read_text()), json.loads(given.retime.read_text()))
+        _finish(report, given.out, given.table, 90)
+        return
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/error_curve.py needs a CUDA GPU; this machine has none")
     chosen = [block for block in BLOCKS if f"{block[0]}x{block[1]}" in given.blocks.split(",")]
@@ -256,14 +296,19 @@ def main() -> None:
         "not_run": not_run,
         "seconds": round(time.monotonic() - begin, 1),
     }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(report, indent=1) + "\n")
-    print_report(report)
-    if given.table is not None:
-        architecture = capability[0] * 10 + capability[1]
-        rows = block_rows(points, report["equal_error"], timings[BASELINE], architecture)
-        given.table.write_text(rewritten(given.table.read_text(), "BLOCKS", "BlockRow", rows))
+    _finish(report, given.out, given.table, capability[0] * 10 + capability[1])
     print(f"wrote {given.out} after {report['seconds']:.0f} s")
+
+
+def _finish(report: dict, out: Path, table: Path | None, architecture: int) -> None:
+    """Writes the report, and the blocks that were fastest into the launch table."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n")
+    print_report(report)
+    if table is not None:
+        points = [Point(**fields) for fields in report["points"]]
+        rows = block_rows(points, report["equal_error"], report["sdpa_ms"], architecture)
+        table.write_text(rewritten(table.read_text(), "BLOCKS", "BlockRow", rows))
 
 
 def _name(point: Point) -> str:

@@ -174,6 +174,12 @@ def curve_table(results: Path) -> str | None:
         f"Dense SDPA: {report['sdpa_ms']:.2f} ms at {report['tokens']:,} tokens. Error: of the "
         "demo model's attention, mean over heads, layers and steps, 8/8 bits, tail on. Empty: not "
         f"reached at any density that was run. {_machine(report, 'benchmarks/error_curve.py')}."
+        + (
+            f" PARO's times are those of commit `{report['retimed']}` with random masks, as shares "
+            "of SDPA's."
+            if "retimed" in report
+            else ""
+        )
         + (f" Not run: {'; '.join(absent)}." if absent else ""),
     ]
     return "\n".join(lines)

@@ -55,6 +55,29 @@ def test_our_fastest_block_is_told_with_its_density(curve):
     assert row.density == pytest.approx(0.3) and row.share == 0.25
 
 
+def test_our_points_take_the_times_of_another_run_as_shares_of_dense(curve):
+    points = [
+        curve.Point("PARO 64x64", 0.5, 0.01, 4.0, (64, 64)),
+        curve.Point("PARO 64x64", 0.4, 0.02, 3.0, (64, 64)),
+        curve.Point("sol", 0.5, 0.01, 5.0),
+    ]
+    ours = {"tokens": 99, "ours": True, "whole_call": True, "tail": True, "masks": "random"}
+    ours |= {"qk_bits": 8, "pv_bits": 8, "block": [64, 64], "density": 0.4996, "ms": 3.0}
+    attention = {
+        "commit": "abc",
+        "rows": [
+            {"tokens": 7, "baseline": True, "ms": 1.0},
+            {"tokens": 99, "ours": False, "baseline": True, "ms": 10.0},
+            ours, ours | {"whole_call": False, "ms": 1.0}, ours | {"qk_bits": 16, "ms": 9.0},
+        ],
+    }  # fmt: skip
+    report = {"tokens": 99, "sdpa_ms": 20.0, "points": [curve.asdict(p) for p in points]}
+    found = curve.retimed(report, attention)
+    assert [(p["family"], p["ms"]) for p in found["points"]] == [("PARO 64x64", 6.0), ("sol", 5.0)]
+    assert found["retimed"] == "abc"
+    assert found["equal_error"][0]["best"] == "sol"
+
+
 def test_errors_fall_with_density_and_a_perfect_peer_has_none(curve):
     scale = replace(
         curve.SCALE, grid=(2, 8, 8), block=(32, 32), steps=4, videos=1, probe_steps=1,
