@@ -115,6 +115,19 @@ def test_attention_without_extra_tokens():
     check(lambda: sparse_attention(*given, qk_bits=8, pv_bits=8, implementation="triton"))
 
 
+@pytest.mark.parametrize("extra", [0, 300], ids=["video", "joint"])
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("bits", [(8, 8), (8, 16), (16, 16)], ids=str)
+def test_attention_of_thousands_of_rows(bits, head_dim, extra):
+    """A kernel once held NaN in a few rows of one call in a hundred, of long sequences alone."""
+    case = Case("long", 1, 6, 17_776, head_dim, (64, 128), density=0.05, extra=(0, extra))
+    inputs = make_inputs(case, BF16, "cuda")
+    given = (inputs.q, inputs.k, inputs.v, inputs.mask, inputs.permutation)
+    options = {"qk_bits": bits[0], "pv_bits": bits[1], "implementation": "triton"}
+    assert torch.isfinite(sparse_attention(*given, **options)).all()
+    check(lambda: sparse_attention(*given, **options))
+
+
 @pytest.mark.parametrize(
     ("block", "head_dim", "tail"), [((64, 64), 128, True), ((128, 128), 64, False)], ids=str
 )
