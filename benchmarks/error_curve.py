@@ -178,9 +178,23 @@ def retimed(report: dict, attention: dict) -> dict:
 
     Times are taken as shares of dense attention's in their own runs, with random masks of the
     point's block and density; a point that has none there is left out.
+
+    Raises:
+        ValueError: ``attention`` has no time of dense attention at the report's length, or the
+            reports are of different cards.
     """
+    if attention["gpu"] != report["gpu"]:
+        raise ValueError(
+            f"attention must be of the report's card, {report['gpu']}, got {attention['gpu']}; "
+            "run benchmarks/attention.py there"
+        )
     rows = [row for row in attention["rows"] if row["tokens"] == report["tokens"]]
-    dense = next(row["ms"] for row in rows if row.get("baseline"))
+    dense = next((row["ms"] for row in rows if row.get("baseline")), None)
+    if dense is None:
+        raise ValueError(
+            f"attention must have dense attention at {report['tokens']} tokens, got "
+            f"{sorted({row['tokens'] for row in attention['rows']})}; run it at that length"
+        )
     times = {
         (tuple(row["block"]), round(row["density"], 2)): row["ms"] / dense
         for row in rows

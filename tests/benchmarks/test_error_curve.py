@@ -64,6 +64,7 @@ def test_our_points_take_the_times_of_another_run_as_shares_of_dense(curve):
     ours = {"tokens": 99, "ours": True, "whole_call": True, "tail": True, "masks": "random"}
     ours |= {"qk_bits": 8, "pv_bits": 8, "block": [64, 64], "density": 0.4996, "ms": 3.0}
     attention = {
+        "gpu": "a card",
         "commit": "abc",
         "rows": [
             {"tokens": 7, "baseline": True, "ms": 1.0},
@@ -71,11 +72,16 @@ def test_our_points_take_the_times_of_another_run_as_shares_of_dense(curve):
             ours, ours | {"whole_call": False, "ms": 1.0}, ours | {"qk_bits": 16, "ms": 9.0},
         ],
     }  # fmt: skip
-    report = {"tokens": 99, "sdpa_ms": 20.0, "points": [curve.asdict(p) for p in points]}
+    report = {"gpu": "a card", "tokens": 99, "sdpa_ms": 20.0}
+    report["points"] = [curve.asdict(p) for p in points]
     found = curve.retimed(report, attention)
     assert [(p["family"], p["ms"]) for p in found["points"]] == [("PARO 64x64", 6.0), ("sol", 5.0)]
     assert found["retimed"] == "abc"
     assert found["equal_error"][0]["best"] == "sol"
+    with pytest.raises(ValueError, match="dense attention at 7000 tokens"):
+        curve.retimed(report | {"tokens": 7000}, attention)
+    with pytest.raises(ValueError, match="another card"):
+        curve.retimed(report, attention | {"gpu": "another card"})
 
 
 def test_errors_fall_with_density_and_a_perfect_peer_has_none(curve):
