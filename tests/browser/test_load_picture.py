@@ -153,16 +153,18 @@ def test_screenshots(canvas, host):
 
 
 @pytest.mark.parametrize(
-    ("card", "tokens", "said"),
+    ("card", "tokens", "bits", "said"),
     [
-        ("cuda:0 NVIDIA GeForce RTX 4090 : cudaMallocAsync", 32768, "not measured on this card"),
-        (H100, 32768, "x as fast as dense in sparse steps (measured on this card at 32,768"),
-        (H100, 4608, "x as long as dense here: too few tokens to gain (measured on this card"),
-        (H100, 700, "not measured at this size"),
+        ("cuda:0 NVIDIA GeForce RTX 4090 : cudaMallocAsync", 32768, "8", "not measured on this"),
+        (H100, 32768, "4", "x as long as dense here: no gain (measured on this card at 32,768"),
+        (H100, 32768, "8", "x as fast as dense in sparse steps (measured on this card at 32,768"),
+        (H100, 700, "8", "not measured at this size"),
     ],
 )
-def test_shows_the_speed_of_this_card_alone(canvas, card, tokens, said):
+def test_shows_the_speed_of_this_card_alone(canvas, card, tokens, bits, said):
     """Of a card and a plan that the server only claims to have."""
+    for name in ("qk_bits", "pv_bits"):
+        canvas.set_widget(name, bits)
     canvas.pretend("**/system_stats", lambda stats: stats["devices"][0].update(name=card))
     canvas.pretend(
         "**/paro/plan?*", lambda plan: plan.update(tokens=tokens, head_dim=128, block=[64, 128])

@@ -190,14 +190,18 @@ class ComfyPage:
 
     def set_density(self, value: float) -> None:
         """Set the slider as the page itself would."""
+        self.set_widget("density", value)
+
+    def set_widget(self, name: str, value: float | str) -> None:
+        """Set an input of Load PARO as the page itself would."""
         self.page.evaluate(
-            """(value) => {
+            """([name, value]) => {
               const node = app.graph._nodes.find((n) => n.type === "ParoLoad");
-              const widget = node.widgets.find((w) => w.name === "density");
+              const widget = node.widgets.find((w) => w.name === name);
               widget.value = value;
               widget.callback?.(value);
             }""",
-            value,
+            [name, value],
         )
         self.page.wait_for_timeout(300)
 
