@@ -146,9 +146,9 @@ def kernel_table(results: Path) -> str | None:
 
 
 def _report_with(results: Path, part: str) -> dict[str, Any] | None:
-    """The full run, or the run of the main shape beside the peers, whichever has the part."""
-    reports = (_read(results / f"{name}-h100.json") for name in ("attention", "peers"))
-    return next((report for report in reports if report and report.get(part)), None)
+    """The report of attention.py where it has the part, which older ones lack."""
+    report = _read(results / "attention-h100.json")
+    return report if report and report.get(part) else None
 
 
 def curve_table(results: Path) -> str | None:
