@@ -130,7 +130,7 @@ def _attend(
     )
     # The tail is a short sequence of keys: in the bits of the others, or all in 16.
     low = low_tail(qk_bits, pv_bits)
-    tail_tile = key_block if linear_fp8 else pooled_tile(key_block, q.shape[-1])
+    tail_tile = pooled_tile(key_block, q.shape[-1])
     exists = packing.exists(q.device)
     if fp4:
         logit_operands = Fp4Logits(q, k, means_k[..., :key_blocks, :], exists, key_block, dtype)

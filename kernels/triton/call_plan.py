@@ -138,15 +138,13 @@ class CallPlan:
     @property
     def tail_tile(self) -> int:
         """Pooled rows that are quantised together; in a 16-bit tail those of one step."""
-        if self.low_tail and not self.hopper:
+        if self.low_tail:
             return pooled_tile(self.shape.block[1], self.shape.sizes[3])
         return self.tail_rows
 
     @property
     def tail_rows(self) -> int:
         """Pooled rows of one step of the tail; 8-bit values are stored by the tile, and read so."""
-        if self.hopper:
-            return self.shape.block[1]
         if self.low_tail and self.shape.pv_bits == 8:
             return self.tail_tile
         return min(self.launch.key_tile, self.launch.tail_rows)
