@@ -10,7 +10,7 @@ probabilities round alike in both passes, however their sums are cut.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -249,7 +249,7 @@ def kept_rows_kernel(
 
 def attend_all(maps: Maps, launch: RowsLaunch | None = None) -> DenseRows:
     """The rows over all keys."""
-    shape, common, options = _call(maps, launch)
+    shape, common, options = _call(maps, launch or _launch_of(maps))
     count, splits, rows, width, key_blocks = shape
     like = {"dtype": torch.float32, "device": maps.q.device}
     out = torch.empty(count, splits, rows, width, **like)
@@ -278,7 +278,8 @@ def attend_kept(
     Returns:
         float32 sum of p * v [N, R, padded D] and of p [N, R], p being relative to 2 ** ``top``.
     """
-    shape, common, options = _call(maps, launch)
+    launch = launch or _launch_of(maps)
+    shape, common, options = _call(maps, replace(launch, num_stages=launch.kept_stages))
     count, splits, rows, width, key_blocks = shape
     like = {"dtype": torch.float32, "device": maps.q.device}
     out = torch.empty(count, splits, rows, width, **like)
@@ -286,19 +287,17 @@ def attend_kept(
     with torch.cuda.device_of(maps.q):
         kept_rows_kernel[(rows // options["BM"], splits, count)](
             *common[0], kept, top, out, totals, *common[1], rows, key_blocks, splits,
-            kept.shape[1], maps.rows_of_block, maps.scale * LOG2_E,
-            **options | {"num_stages": (launch or _launch_of(maps)).kept_stages},
+            kept.shape[1], maps.rows_of_block, maps.scale * LOG2_E, **options,
         )  # fmt: skip
     return (out[:, 0], totals[:, 0]) if splits == 1 else (out.sum(1), totals.sum(1))
 
 
 def _call(
-    maps: Maps, launch: RowsLaunch | None
+    maps: Maps, launch: RowsLaunch
 ) -> tuple[tuple[int, ...], tuple[tuple[Tensor, ...], tuple[int, ...]], dict[str, int]]:
     """Sizes (maps, splits, rows, width, key blocks), what both launches begin with, options."""
     tokens, head_dim = maps.q.shape[1:]
     width, key_blocks = padded_head_dim(head_dim), -(-tokens // maps.block[1])
-    launch = launch or _launch_of(maps)
     count, rows = len(maps.head_of_map), len(maps.positions)
     keys = min(maps.block[1], 64)
     splits = _splits(count * (rows // launch.rows), key_blocks, maps.q.device)
