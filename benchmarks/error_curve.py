@@ -61,7 +61,7 @@ class Point:
     density: float
     error: float
     ms: float = math.nan
-    block: Sequence[int] | None = None
+    block: tuple[int, int] | None = None
     kept: float | None = None
     timed: float | None = None
 
@@ -167,10 +167,16 @@ def block_rows(
         line = sorted((p.ms, p.density) for p in points if p.family == family)
         density = float(np.interp(ms, [at for at, _ in line], [d for _, d in line]))
         share = round(ms / sdpa_ms, 3)
-        found.append(
-            BlockRow(architecture, row["error"], (block[0], block[1]), round(density, 3), share)
-        )
+        found.append(BlockRow(architecture, row["error"], block, round(density, 3), share))
     return found
+
+
+def points_of(report: dict) -> list[Point]:
+    """The points of a report; JSON has no tuples."""
+    return [
+        Point(**fields | {"block": fields["block"] and tuple(fields["block"])})
+        for fields in report["points"]
+    ]
 
 
 def retimed(report: dict, attention: dict) -> dict:
@@ -202,10 +208,9 @@ def retimed(report: dict, attention: dict) -> dict:
         and (row["qk_bits"], row["pv_bits"]) == (8, 8)
     }  # fmt: skip
     points = []
-    for fields in report["points"]:
-        point = Point(**fields)
+    for point in points_of(report):
         if point.block is not None:
-            share = times.get((tuple(point.block), round(point.density, 2)))
+            share = times.get((point.block, round(point.density, 2)))
             if share is None:
                 continue
             point.ms, point.timed = share * report["sdpa_ms"], None
@@ -247,7 +252,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.retime is not None:
         report = retimed(json.loads(given.out.read_text()), json.loads(given.retime.read_text()))
-        _finish(report, given.out, given.table, 90)
+        _finish(report, given.out, given.table)
         return
     if not torch.cuda.is_available():
         raise SystemExit("benchmarks/error_curve.py needs a CUDA GPU; this machine has none")
@@ -302,6 +307,7 @@ def main() -> None:
     for point in points:
         point.ms = timings[_name(point)]
     report = machine(given.commit) | {
+        "architecture": capability[0] * 10 + capability[1],
         "grid": list(SCALE.grid),
         "tokens": shape.tokens,
         "sdpa_ms": timings[BASELINE],
@@ -310,18 +316,19 @@ def main() -> None:
         "not_run": not_run,
         "seconds": round(time.monotonic() - begin, 1),
     }
-    _finish(report, given.out, given.table, capability[0] * 10 + capability[1])
+    _finish(report, given.out, given.table)
     print(f"wrote {given.out} after {report['seconds']:.0f} s")
 
 
-def _finish(report: dict, out: Path, table: Path | None, architecture: int) -> None:
+def _finish(report: dict, out: Path, table: Path | None) -> None:
     """Writes the report, and the blocks that were fastest into the launch table."""
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(report, indent=1) + "\n")
     print_report(report)
     if table is not None:
-        points = [Point(**fields) for fields in report["points"]]
-        rows = block_rows(points, report["equal_error"], report["sdpa_ms"], architecture)
+        rows = block_rows(
+            points_of(report), report["equal_error"], report["sdpa_ms"], report["architecture"]
+        )
         table.write_text(rewritten(table.read_text(), "BLOCKS", "BlockRow", rows))
 
 
