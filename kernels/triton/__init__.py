@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .attend import attend
+from .call_arguments import named_tensors
 from .call_plan import CallPlan, CallShape, plan_of
 from .fp4 import fp4_attention, fp4_available
 from .head_groups import HeadGroups
@@ -52,11 +53,10 @@ def attend_blocks(
                 q, k, v, permutation, order_of_head, row_offsets, kv_indices, computed_bits,
                 tail_bias, key_bias, biased, grid_tokens, query_block, key_block, tail, scale,
             )  # fmt: skip
-    given = {
-        "q": q, "k": k, "v": v, "permutation": permutation, "order_of_head": order_of_head,
-        "row_offsets": row_offsets, "kv_indices": kv_indices, "computed_bits": computed_bits,
-        "tail_bias": tail_bias, "key_bias": key_bias,
-    }  # fmt: skip
+    given = named_tensors(
+        q, k, v, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias,
+        key_bias,
+    )  # fmt: skip
     addresses = {name: x.data_ptr() for name, x in given.items()}
     plan = plan_of(
         CallShape(

@@ -10,6 +10,16 @@ import torch
 from torch import Tensor
 
 ALIGNMENT_BYTES = 256
+# What ``attend_blocks`` and the kernels of 4 bits are given, in this order.
+GIVEN = (
+    "q", "k", "v", "permutation", "order_of_head", "row_offsets", "kv_indices", "computed_bits",
+    "tail_bias", "key_bias",
+)  # fmt: skip
+
+
+def named_tensors(*tensors: Tensor) -> dict[str, Tensor]:
+    """The tensors that a call is given, in the order of ``GIVEN``, by name."""
+    return dict(zip(GIVEN, tensors, strict=True))
 
 
 class Buffer(NamedTuple):

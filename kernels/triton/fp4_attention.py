@@ -14,6 +14,7 @@ from torch import Tensor
 from ..fp4_launch import select_fp4_launch
 from ..key_packing import HIDING_BIAS
 from ..packed_layout import PackedLayout, padded_head_dim
+from .call_arguments import named_tensors
 from .four_bits import attend_in_groups, remembered_groups
 from .fp4_prepass import fp4_buffers, prepare_fp4
 from .fp4_tile import attend_fp4_tile, pooled_tail
@@ -161,11 +162,10 @@ def fp4_attention(
     dimension and the block are such as ``fp4_serves`` allows. ``native`` is for cards that it
     allows; without it the same numbers are multiplied in float16, on any.
     """
-    given = {
-        "q": q, "k": k, "v": v, "permutation": permutation, "order_of_head": order_of_head,
-        "row_offsets": row_offsets, "kv_indices": kv_indices, "computed_bits": computed_bits,
-        "tail_bias": tail_bias, "key_bias": key_bias,
-    }  # fmt: skip
+    given = named_tensors(
+        q, k, v, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias,
+        key_bias,
+    )  # fmt: skip
     return attend_in_groups(
         _groups_of, _attend_heads, given, grid_tokens, (query_block, key_block),
         biased=biased, tail=tail, scale=scale, native=native,

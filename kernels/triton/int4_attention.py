@@ -21,6 +21,7 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy, mma_v2
 from ..int4_launch import select_int4_launch
 from ..key_packing import HIDING_BIAS
 from ..packed_layout import PackedLayout, padded_head_dim
+from .call_arguments import named_tensors
 from .four_bits import attend_in_groups, remembered_groups
 from .int4_mma import block_barrier, copy_to_shared, load_a, matrix_layout
 from .int4_prepass import int4_buffers, prepare_int4
@@ -222,11 +223,10 @@ def int4_attention(
     ``key_bias`` is read where ``biased``; ``grid_tokens`` is the length of the mask. The head
     dimension and the block are such as ``int4_serves`` allows.
     """
-    given = {
-        "q": q, "k": k, "v": v, "permutation": permutation, "order_of_head": order_of_head,
-        "row_offsets": row_offsets, "kv_indices": kv_indices, "computed_bits": computed_bits,
-        "tail_bias": tail_bias, "key_bias": key_bias,
-    }  # fmt: skip
+    given = named_tensors(
+        q, k, v, permutation, order_of_head, row_offsets, kv_indices, computed_bits, tail_bias,
+        key_bias,
+    )  # fmt: skip
     return attend_in_groups(
         _groups_of, _attend_heads, given, grid_tokens, (query_block, key_block),
         biased=biased, tail=tail, scale=scale,
