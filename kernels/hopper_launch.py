@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 HOPPER = (9, 0)
-# Off until it is known why a few rows of some calls with heads of 64 channels are not finite: 3 of
-# 250 calls of 17,776 tokens, none of 1,530 with 128 channels (benchmarks/results/kernel_log.md).
-SERVED = False
 QUERY_ROWS = 64
 KEY_BLOCK = 128
 HEAD_DIMS = (64, 128)
@@ -24,7 +21,7 @@ def hopper_serves(
 ) -> bool:
     """Whether a call is one of the Hopper kernel's: sm_90, 8-bit keys, FP8 values, 128-key blocks.
 
-    No call is while it is not ``SERVED``, and none whose keys have biases.
+    Calls whose keys have biases are not: the caller sees to that.
 
     Args:
         capability: of the card.
@@ -34,8 +31,7 @@ def hopper_serves(
         fp8: whether 8-bit values are FP8.
     """
     return (
-        SERVED
-        and capability == HOPPER
+        capability == HOPPER
         and qk_bits == pv_bits == 8
         and fp8
         and head_dim in HEAD_DIMS

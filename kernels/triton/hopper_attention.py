@@ -131,6 +131,8 @@ def hopper_attention_kernel(
     offset = token_of_column(gl.arange(0, HALF, ONCE))
     no_bias = gl.zeros([HALF], gl.float32, layout=ONCE)
     mbarrier.wait(q_full, 0)
+    # Biases are stored where it lies; a barrier that is still valid may be written back over them.
+    mbarrier.invalidate(q_full)
 
     if TAIL:
         bias_of_head = gl.load(tail_bias + h) * LOG2_E
