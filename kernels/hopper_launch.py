@@ -4,7 +4,7 @@ from __future__ import annotations
 
 HOPPER = (9, 0)
 QUERY_ROWS = 64
-KEY_BLOCK = 128
+KEY_BLOCKS = (64, 128)
 HEAD_DIMS = (64, 128)
 NUM_WARPS = 4
 # By padded head dimension: three programs share a multiprocessor, or four.
@@ -19,7 +19,7 @@ def hopper_serves(
     pv_bits: int,
     fp8: bool,
 ) -> bool:
-    """Whether a call is one of the Hopper kernel's: sm_90, 8-bit keys, FP8 values, 128-key blocks.
+    """Whether a call is one of the Hopper kernel's: sm_90, 8-bit keys, FP8 values.
 
     Calls whose keys have biases are not: the caller sees to that.
 
@@ -36,5 +36,5 @@ def hopper_serves(
         and fp8
         and head_dim in HEAD_DIMS
         and block[0] % QUERY_ROWS == 0
-        and block[1] == KEY_BLOCK
+        and block[1] in KEY_BLOCKS
     )

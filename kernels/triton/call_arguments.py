@@ -48,9 +48,9 @@ def allocated(buffers: dict[str, Buffer], device: torch.device) -> dict[str, Ten
 
 
 class Tile(NamedTuple):
-    """An argument that is a tensor descriptor: the named tensor as rows, loaded in tiles.
+    """An argument that is a tensor descriptor: the named tensor as a matrix, loaded in tiles.
 
-    ``gluon``: for a kernel in Gluon.
+    Its columns are the tensor's last dimension. ``gluon``: for a kernel in Gluon.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Tile(NamedTuple):
 
     def descriptor(self, tensor: Tensor) -> Any:
         """Of a tensor, for a kernel in Triton, or for one in Gluon that reads 8-bit rows."""
-        rows, tile = tensor.view(-1, self.tile[1]), list(self.tile)
+        rows, tile = tensor.flatten(0, -2), list(self.tile)
         if self.gluon:
             from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 

@@ -48,8 +48,9 @@ def attend_on_hopper(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
     keys = shape.block[1]
     tail_keys, tail_values = "tail_keys", "tail_values"
     if shape.tail:
-        tail_keys = Tile(tail_keys, (plan.tail_rows, width), gluon=True)
-        tail_values = Tile(tail_values, (width, plan.tail_rows), gluon=True)
+        # A tile of pooled rows is as long as a step, and comes in pieces of a block.
+        tail_keys = Tile(tail_keys, (keys, width), gluon=True)
+        tail_values = Tile(tail_values, (width, keys), gluon=True)
     query_tiles = triton.cdiv(layout.grid_tokens, QUERY_ROWS) + triton.cdiv(
         extra_tokens, QUERY_ROWS
     )

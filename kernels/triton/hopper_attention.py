@@ -3,9 +3,9 @@
 The numbers are those of ``attention`` in 8 bits with FP8, but for the denominator, which is of the
 rounded probabilities. One warpgroup owns 64 query rows of one head. Keys and values come through a
 ring of two tiles by the copy engine: first the tiles of the pooled tail, then the row's list of key
-blocks and those of extra tokens. Keys that a last block lacks are zeros, whose share is known and
-taken from the denominator at the end. Several programs share a multiprocessor, and the products of
-one run under the softmax of the others.
+blocks and those of extra tokens; blocks of 64 keys come two a step. Keys that a last block lacks,
+or an odd list, are zeros, whose share is known and taken from the denominator at the end. Several
+programs share a multiprocessor, and the products of one run under the softmax of the others.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from .hopper_steps import LOG2_E, bias_of_pooled, block_at
+from .hopper_steps import LOG2_E, bias_of_pooled, blocks_at, scales_of
 from .hopper_tile import (
     QUERY_ROWS,
+    STEP_KEYS,
     accumulator,
     allocate_ring,
     attend_step,
     fetch,
+    fetch_pooled,
     first_state,
     load_tile,
     token_of_column,
@@ -50,8 +52,9 @@ def hopper_attention_kernel(
     ``queries``, ``keys``, ``values``, ``tail_keys`` and ``tail_values`` are tensor descriptors of
     all heads. EXTRA: there are extra tokens, whose keys have no bias.
     """
-    KEYS: gl.constexpr = keys.block_type.shape[0]
-    LOGITS: gl.constexpr = accumulator(KEYS)
+    BLOCK: gl.constexpr = keys.block_type.shape[0]
+    BLOCKS: gl.constexpr = STEP_KEYS // BLOCK
+    LOGITS: gl.constexpr = accumulator(STEP_KEYS)
     tile = gl.program_id(0)
     batch_head = gl.program_id(1).to(gl.int64)
     b = batch_head // H
@@ -81,28 +84,30 @@ def hopper_attention_kernel(
         count = gl.where(extra_rows, key_blocks, count)
 
     last_block = key_blocks - 1
-    last_size = grid_tokens - last_block * KEYS
-    # Keys that are not there, behind the end of the grid and of the extra tokens.
+    last_size = grid_tokens - last_block * BLOCK
+    # Keys that are not there: behind the end of the grid, of the extra tokens and of an odd list.
     missing = 0
-    if (count > 0) & (last_size < KEYS):
+    if (count > 0) & (last_size < BLOCK):
         last_listed = gl.load(row_list + listed - 1, mask=listed > 0, other=0).to(gl.int32)
         if EXTRA:
             last_listed = gl.where(extra_rows, last_block, last_listed)
-        missing = gl.where(last_listed == last_block, KEYS - last_size, 0)
-    steps = count
+        missing = gl.where(last_listed == last_block, BLOCK - last_size, 0)
+    blocks = count
     if EXTRA:
-        extra_blocks = gl.cdiv(S - grid_tokens, KEYS)
-        steps += extra_blocks
-        missing += extra_blocks * KEYS - (S - grid_tokens)
+        extra_blocks = gl.cdiv(S - grid_tokens, BLOCK)
+        blocks += extra_blocks
+        missing += extra_blocks * BLOCK - (S - grid_tokens)
         listed = gl.where(extra_rows, 0, count)
-    row = (row_list, listed, count, extra_start // KEYS)
-    tail_tiles = 0
+    row = (row_list, listed, count, extra_start // BLOCK - count, blocks)
+    steps = gl.cdiv(blocks, BLOCKS)
+    missing += (steps * BLOCKS - blocks) * BLOCK
+    pooled_tiles = gl.cdiv(key_blocks, STEP_KEYS)
+    tail_steps = 0
     if TAIL:  # noqa: SIM102 - decided at compilation, the next line at run time
         if count < key_blocks:
-            tail_tiles = gl.cdiv(key_blocks, KEYS)
+            tail_steps = pooled_tiles
     head = ((batch_head * rows_padded).to(gl.int32), (batch_head * stored_blocks).to(gl.int32))
-    tail_first = (batch_head * gl.cdiv(key_blocks, KEYS)).to(gl.int32)
-    tail_head = (tail_first * KEYS, tail_first)
+    tail_first = (batch_head * pooled_tiles).to(gl.int32)
     tail_key_scale += tail_first
     k_scale += head[1]
 
@@ -116,18 +121,19 @@ def hopper_attention_kernel(
     load_tile(queries, [head[0] + first_row, 0], q_full, q_tile)
     for ahead in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         if TAIL:
-            fetch(tail_keys, tail_values, tail_head, ahead, ring, ahead, ahead < tail_tiles)
-        if ahead >= tail_tiles:
-            index = ahead - tail_tiles
-            block = block_at(index, row, EXTRA)
-            fetch(keys, values, head, block, ring, ahead, index < steps)
+            needed = ahead < tail_steps
+            fetch_pooled(tail_keys, tail_values, tail_first, ahead, ring, ahead, needed)
+        if ahead >= tail_steps:
+            index = ahead - tail_steps
+            fetched = blocks_at(index, row, EXTRA, BLOCKS)
+            fetch(keys, values, head, fetched, ring, ahead, index * BLOCKS < blocks)
 
     rows = gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, LOGITS))
     row_scale = gl.load(q_scale + batch_head * rows_padded + first_row + rows) * scale_log2
-    state = first_state(D, KEYS)
+    state = first_state(D)
     # A bias is computed once a column and spread, not by every thread for the columns it holds.
     ONCE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    HALF: gl.constexpr = KEYS // 2
+    HALF: gl.constexpr = STEP_KEYS // 2
     offset = token_of_column(gl.arange(0, HALF, ONCE))
     no_bias = gl.zeros([HALF], gl.float32, layout=ONCE)
     mbarrier.wait(q_full, 0)
@@ -136,37 +142,38 @@ def hopper_attention_kernel(
 
     if TAIL:
         bias_of_head = gl.load(tail_bias + h) * LOG2_E
-        full_bias = bias_of_head + gl.log2(KEYS * 1.0)
+        full_bias = bias_of_head + gl.log2(BLOCK * 1.0)
         last_bias = bias_of_head + gl.log2(last_size.to(gl.float32))
         words = computed_bits + list_row * bit_words
         pooled_row = (words, key_blocks, last_block, full_bias, last_bias)
-        for step in range(0, tail_tiles):
-            left_bias = bias_of_pooled(step * KEYS + offset, pooled_row)
-            right_bias = bias_of_pooled(step * KEYS + HALF + offset, pooled_row)
+        for step in range(0, tail_steps):
+            key_scale = gl.load(tail_key_scale + step)
+            left_bias = bias_of_pooled(step * STEP_KEYS + offset, pooled_row)
+            right_bias = bias_of_pooled(step * STEP_KEYS + HALF + offset, pooled_row)
             state = attend_step(
-                state, q_tile, ring, step, row_scale, gl.load(tail_key_scale + step),
+                state, q_tile, ring, step, row_scale, (key_scale, key_scale),
                 (left_bias, right_bias), True,
             )  # fmt: skip
             later = step + STAGES
-            if later < tail_tiles:
-                fetch(tail_keys, tail_values, tail_head, later, ring, later, True)
+            if later < tail_steps:
+                fetch_pooled(tail_keys, tail_values, tail_first, later, ring, later, True)
             else:
-                index = later - tail_tiles
-                block = block_at(index, row, EXTRA)
-                fetch(keys, values, head, block, ring, later, index < steps)
+                index = later - tail_steps
+                fetched = blocks_at(index, row, EXTRA, BLOCKS)
+                fetch(keys, values, head, fetched, ring, later, index * BLOCKS < blocks)
 
-    key_scale = gl.load(k_scale + block_at(0, row, EXTRA))
-    block = block_at(1, row, EXTRA)
+    key_scales = scales_of(k_scale, blocks_at(0, row, EXTRA, BLOCKS), BLOCKS)
+    fetched = blocks_at(1, row, EXTRA, BLOCKS)
     for index in range(0, steps):
         # Asked for before the products, used behind them.
-        next_scale = gl.load(k_scale + block)
-        block = block_at(index + STAGES, row, EXTRA)
-        step = tail_tiles + index
-        biases = (no_bias, no_bias)
-        state = attend_step(state, q_tile, ring, step, row_scale, key_scale, biases, False)
+        next_scales = scales_of(k_scale, fetched, BLOCKS)
         later = index + STAGES
-        fetch(keys, values, head, block, ring, step + STAGES, later < steps)
-        key_scale = next_scale
+        fetched = blocks_at(later, row, EXTRA, BLOCKS)
+        step = tail_steps + index
+        biases = (no_bias, no_bias)
+        state = attend_step(state, q_tile, ring, step, row_scale, key_scales, biases, False)
+        fetch(keys, values, head, fetched, ring, step + STAGES, later * BLOCKS < blocks)
+        key_scales = next_scales
     state = without_missing(state, missing)
 
     row = first_row + gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, accumulator(D)))

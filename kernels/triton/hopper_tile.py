@@ -26,6 +26,8 @@ from .int4_mma import block_barrier
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 
 QUERY_ROWS = gl.constexpr(64)
+# Keys of a step: one block, or two narrow ones.
+STEP_KEYS = gl.constexpr(128)
 # Of the ones that add P's rows up: the narrowest product there is.
 SUM_COLUMNS = gl.constexpr(8)
 P_EXPONENT = gl.constexpr(8.0)
@@ -94,40 +96,75 @@ def of_rows(x, LAYOUT: gl.constexpr):
 
 @gluon.jit
 def allocate_ring(keys, values, STAGES: gl.constexpr):
-    """(K tiles, V tiles, K's barriers, V's barriers, ones), barriers initialised."""
-    KEYS: gl.constexpr = keys.block_type.shape[0]
+    """(K tiles, V tiles, K's barriers, V's barriers, ones), barriers initialised.
+
+    A tile holds a step's key blocks, one below the other.
+    """
+    BLOCK: gl.constexpr = keys.block_type.shape[0]
     D: gl.constexpr = keys.block_type.shape[1]
-    k_tiles = gl.allocate_shared_memory(keys.dtype, [STAGES, KEYS, D], keys.layout)
-    v_tiles = gl.allocate_shared_memory(values.dtype, [STAGES, D, KEYS], values.layout)
+    BLOCKS: gl.constexpr = STEP_KEYS // BLOCK
+    k_tiles = gl.allocate_shared_memory(keys.dtype, [STAGES, STEP_KEYS, D], keys.layout)
+    v_tiles = gl.allocate_shared_memory(values.dtype, [STAGES, BLOCKS * D, BLOCK], values.layout)
     k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     for stage in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         mbarrier.init(k_full.index(stage), count=1)
         mbarrier.init(v_full.index(stage), count=1)
-    ONES: gl.constexpr = gl.BlockedLayout([1, 16], [128 // KEYS * 4, KEYS // 16], [4, 1], [1, 0])
-    ones = gl.allocate_shared_memory(gl.float8e4nv, [2 * SUM_COLUMNS, KEYS], values.layout)
+    ONES: gl.constexpr = gl.BlockedLayout([1, 16], [128 // BLOCK * 4, BLOCK // 16], [4, 1], [1, 0])
+    ones = gl.allocate_shared_memory(gl.float8e4nv, [2 * SUM_COLUMNS, BLOCK], values.layout)
     # The bits of 1.0: ptxas leaves two bytes of a converted constant undefined.
-    bits = gl.full([2 * SUM_COLUMNS, KEYS], 0x38, gl.int8, layout=ONES)
+    bits = gl.full([2 * SUM_COLUMNS, BLOCK], 0x38, gl.int8, layout=ONES)
     ones.store(bits.to(gl.float8e4nv, bitcast=True))
     return k_tiles, v_tiles, k_full, v_full, ones
 
 
 @gluon.jit
-def fetch(keys, values, first, block, ring, step, needed):
-    """Starts the copies of a key block into the ring; the tile there must have been read.
+def fetch(keys, values, first, blocks, ring, step, needed):
+    """Starts the copies of a step's key blocks into the ring; the tile there must have been read.
 
-    ``keys`` and ``values``: descriptors; ``first``: (row, block) at which the head's begin.
+    ``keys`` and ``values``: descriptors; ``first``: (row, block) at which the head's begin;
+    ``blocks``: the first and the last of the step; of a negative one come zeros.
     """
     k_tiles, v_tiles, k_full, v_full, _ones = ring
-    KEYS: gl.constexpr = keys.block_type.shape[0]
+    BLOCK: gl.constexpr = keys.block_type.shape[0]
     D: gl.constexpr = values.block_type.shape[0]
     first_row, first_block = first
     stage = step % k_tiles.shape[0]
+    k_barrier, v_barrier = k_full.index(stage), v_full.index(stage)
     k_tile, v_tile = k_tiles.index(stage), v_tiles.index(stage)
-    mbarrier.expect(k_full.index(stage), keys.block_type.nbytes, pred=needed)
-    load_tile(keys, [first_row + block * KEYS, 0], k_full.index(stage), k_tile, pred=needed)
-    mbarrier.expect(v_full.index(stage), values.block_type.nbytes, pred=needed)
-    load_tile(values, [(first_block + block) * D, 0], v_full.index(stage), v_tile, pred=needed)
+    mbarrier.expect(k_barrier, STEP_KEYS * D, pred=needed)
+    k_place = [first_row + blocks[0] * BLOCK, 0]
+    load_tile(keys, k_place, k_barrier, k_tile.slice(0, BLOCK, dim=0), pred=needed)
+    if BLOCK < STEP_KEYS:
+        k_place = [gl.where(blocks[1] < 0, -BLOCK, first_row + blocks[1] * BLOCK), 0]
+        load_tile(keys, k_place, k_barrier, k_tile.slice(BLOCK, BLOCK, dim=0), pred=needed)
+    mbarrier.expect(v_barrier, STEP_KEYS * D, pred=needed)
+    v_place = [(first_block + blocks[0]) * D, 0]
+    load_tile(values, v_place, v_barrier, v_tile.slice(0, D, dim=0), pred=needed)
+    if BLOCK < STEP_KEYS:
+        v_place = [gl.where(blocks[1] < 0, -D, (first_block + blocks[1]) * D), 0]
+        load_tile(values, v_place, v_barrier, v_tile.slice(D, D, dim=0), pred=needed)
+
+
+@gluon.jit
+def fetch_pooled(keys, values, first_tile, tile, ring, step, needed):
+    """Starts the copies of a tile of pooled rows; see ``fetch``.
+
+    ``first_tile``: the head's first.
+    """
+    k_tiles, v_tiles, k_full, v_full, _ones = ring
+    BLOCK: gl.constexpr = keys.block_type.shape[0]
+    D: gl.constexpr = values.block_type.shape[0]
+    stage = step % k_tiles.shape[0]
+    k_barrier, v_barrier = k_full.index(stage), v_full.index(stage)
+    k_tile, v_tile = k_tiles.index(stage), v_tiles.index(stage)
+    mbarrier.expect(k_barrier, STEP_KEYS * D, pred=needed)
+    mbarrier.expect(v_barrier, STEP_KEYS * D, pred=needed)
+    for i in gl.static_range(STEP_KEYS // BLOCK):  # pyright: ignore[reportGeneralTypeIssues]
+        k_place = [(first_tile + tile) * STEP_KEYS + i * BLOCK, 0]
+        load_tile(keys, k_place, k_barrier, k_tile.slice(i * BLOCK, BLOCK, dim=0), pred=needed)
+        v_place = [(first_tile + tile) * D, i * BLOCK]
+        load_tile(values, v_place, v_barrier, v_tile.slice(i * D, D, dim=0), pred=needed)
 
 
 @gluon.jit
@@ -179,70 +216,90 @@ def bytes_of_integers(s, factor, offset, P: gl.constexpr):
 
 
 @gluon.jit
-def first_state(D: gl.constexpr, KEYS: gl.constexpr):
+def first_state(D: gl.constexpr):
     """(acc, row_sum, row_max) of rows that have attended to nothing yet."""
+    ROWS: gl.constexpr = gl.SliceLayout(1, accumulator(STEP_KEYS))
     sums = gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=accumulator(SUM_COLUMNS))
-    lowest = gl.full([QUERY_ROWS], -1e30, gl.float32, layout=gl.SliceLayout(1, accumulator(KEYS)))
-    return (
-        gl.zeros([QUERY_ROWS, D], gl.float32, layout=accumulator(D)), first_of_pairs(sums), lowest
-    )  # fmt: skip
+    lowest = gl.full([QUERY_ROWS], -1e30, gl.float32, layout=ROWS)
+    acc = gl.zeros([QUERY_ROWS, D], gl.float32, layout=accumulator(D))
+    return acc, first_of_pairs(sums), lowest
 
 
 @gluon.jit
-def attend_step(state, q_tile, ring, step, row_scale, key_scale, biases, BIASED: gl.constexpr):
-    """Folds the key block that step ``step`` fetched into (acc, row_sum, row_max).
+def attend_step(state, q_tile, ring, step, row_scale, key_scales, biases, BIASED: gl.constexpr):
+    """Folds the key blocks that step ``step`` fetched into (acc, row_sum, row_max).
 
-    ``row_scale`` [64] times the scale of the key block turns integers into logits in base 2;
-    BIASED: ``biases`` [KEYS / 2] of both halves of the tile are added to them. On return every warp
-    of the group has read the tile.
+    ``row_scale`` [64] times the scale of a key block turns integers into logits in base 2;
+    BIASED: ``biases`` [64] of both halves of the tile are added to them. On return every warp of
+    the group has read the tile.
     """
     acc, row_sum, row_max = state
     k_tiles, v_tiles, k_full, v_full, ones = ring
-    KEYS: gl.constexpr = k_tiles.shape[1]
     D: gl.constexpr = k_tiles.shape[2]
-    LOGITS: gl.constexpr = accumulator(KEYS)
+    BLOCK: gl.constexpr = v_tiles.shape[2]
+    BLOCKS: gl.constexpr = STEP_KEYS // BLOCK
+    LOGITS: gl.constexpr = accumulator(STEP_KEYS)
     OUT: gl.constexpr = accumulator(D)
     SUM: gl.constexpr = accumulator(SUM_COLUMNS)
     P: gl.constexpr = operand(D)
+    ROWS: gl.constexpr = row_max.type.layout
     stage = step % k_tiles.shape[0]
     phase = (step // k_tiles.shape[0]) & 1
     mbarrier.wait(k_full.index(stage), phase)
     s = warpgroup_mma(
         q_tile, k_tiles.index(stage).permute((1, 0)),
-        gl.zeros([QUERY_ROWS, KEYS], gl.int32, layout=LOGITS), use_acc=False, is_async=True,
+        gl.zeros([QUERY_ROWS, STEP_KEYS], gl.int32, layout=LOGITS), use_acc=False, is_async=True,
     )  # fmt: skip
     s = warpgroup_mma_wait(0, deps=(s,))
-    factor = row_scale * key_scale
-    if BIASED:
-        left, right = halves(s)
-        left = biased_logits(left, factor, biases[0])
-        right = biased_logits(right, factor, biases[1])
-        tile_max = gl.maximum(gl.max(left, 1), gl.max(right, 1))
-        tile_max = gl.convert_layout(tile_max, row_max.type.layout)
-    else:
-        # The largest integer of a row is its largest logit, because the factors are positive.
+    factor = row_scale * key_scales[0]
+    last_factor = row_scale * key_scales[1]
+    # The largest integer of a row is its largest logit, because the factors are positive.
+    if BLOCKS == 1 and not BIASED:
         tile_max = gl.max(s, 1).to(gl.float32) * factor
+    else:
+        left, right = halves(s)
+        if BIASED:
+            left = biased_logits(left, factor, biases[0])
+            right = biased_logits(right, last_factor, biases[1])
+            tile_max = gl.convert_layout(gl.maximum(gl.max(left, 1), gl.max(right, 1)), ROWS)
+        else:
+            tile_max = gl.maximum(
+                gl.convert_layout(gl.max(left, 1), ROWS).to(gl.float32) * factor,
+                gl.convert_layout(gl.max(right, 1), ROWS).to(gl.float32) * last_factor,
+            )
     # A whole power of two: P's rounding is the same whichever block came first.
     new_max = gl.maximum(row_max, gl.ceil(tile_max))
     alpha = exp2(row_max - new_max)
     # P times 2**P_EXPONENT in numerator and denominator: FP8's subnormals are out of the way.
     offset = P_EXPONENT - new_max
     if BIASED:
-        p = whole(bytes_of_floats(left, offset, P), bytes_of_floats(right, offset, P))
-        p = gl.convert_layout(p, P)
+        p = bytes_of_floats(left, offset, P)
+        last_p = bytes_of_floats(right, offset, P)
+        if BLOCKS == 1:
+            p = gl.convert_layout(whole(p, last_p), P)
+    elif BLOCKS == 2:
+        p = bytes_of_integers(left, factor, offset, P)
+        last_p = bytes_of_integers(right, last_factor, offset, P)
     else:
         p = bytes_of_integers(s, factor, offset, P)
+    v_tile = v_tiles.index(stage)
+    one = ones.slice(0, SUM_COLUMNS, dim=0).permute((1, 0))
     mbarrier.wait(v_full.index(stage), phase)
     product = warpgroup_mma(
-        p, v_tiles.index(stage).permute((1, 0)),
+        p, v_tile.slice(0, D, dim=0).permute((1, 0)),
         gl.zeros([QUERY_ROWS, D], gl.float32, layout=OUT), use_acc=False, is_async=True,
     )  # fmt: skip
+    if BLOCKS == 2:
+        last_v = v_tile.slice(D, D, dim=0).permute((1, 0))
+        product = warpgroup_mma(last_p, last_v, product, is_async=True)
     # The denominator is of the rounded P, so that a constant V comes out as it is.
     added = warpgroup_mma(
-        gl.convert_layout(p, operand(SUM_COLUMNS)),
-        ones.slice(0, SUM_COLUMNS, dim=0).permute((1, 0)),
+        gl.convert_layout(p, operand(SUM_COLUMNS)), one,
         gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=SUM), use_acc=False, is_async=True,
     )  # fmt: skip
+    if BLOCKS == 2:
+        last_p = gl.convert_layout(last_p, operand(SUM_COLUMNS))
+        added = warpgroup_mma(last_p, one, added, is_async=True)
     product, added = warpgroup_mma_wait(0, deps=(product, added))
     added = first_of_pairs(added)
     ADDED: gl.constexpr = added.type.layout

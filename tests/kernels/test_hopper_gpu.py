@@ -13,12 +13,13 @@ pytestmark = pytest.mark.gpu
 if torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
     pytestmark = [pytest.mark.gpu, pytest.mark.skip(reason="needs a Hopper GPU (sm_90)")]
 
+BLOCKS = [(64, 128), (128, 128), (64, 64), (128, 64)]
 EIGHT_BITS = {"qk_bits": 8, "pv_bits": 8}
 SERVED = [
     replace(case, block=block)
     for case in (*CASES, *JOINT, *HEAD_DIMS)
     if case.head_dim <= 128
-    for block in ((64, 128), (128, 128))
+    for block in BLOCKS
 ]
 LONG = Case("long", heads=4, tokens=4100, head_dim=128, block=(64, 128), density=1.0)
 
@@ -54,7 +55,7 @@ def test_the_triton_kernel_serves_the_same_calls(case, tail, monkeypatch):
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
-@pytest.mark.parametrize("block", [(64, 128), (128, 128)], ids=lambda block: f"{block[0]}")
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda block: f"{block[0]}x{block[1]}")
 @pytest.mark.parametrize("extra", [(0, 0), (70, 260)], ids=["video", "joint"])
 def test_long_rows_of_many_lengths(block, head_dim, extra):
     """Lists of all lengths, neighbours that share few blocks or many, a ring that goes round."""
@@ -71,11 +72,12 @@ def test_long_rows_of_many_lengths(block, head_dim, extra):
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("key_block", [128, 64])
 @pytest.mark.parametrize("grid", [17_776, 17_665, 17_792], ids=["ragged", "one key", "whole"])
 @pytest.mark.parametrize("extra", [0, 300], ids=["video", "joint"])
-def test_hundreds_of_calls_are_finite_and_alike(head_dim, grid, extra):
+def test_hundreds_of_calls_are_finite_and_alike(head_dim, key_block, grid, extra):
     """Programs of many rows, that begin and end beside each other, over and over."""
-    case = Case("often", 1, 6, grid, head_dim, (64, 128), density=0.05, extra=(0, extra))
+    case = Case("often", 1, 6, grid, head_dim, (64, key_block), density=0.05, extra=(0, extra))
     inputs = make_inputs(case, torch.bfloat16, "cuda")
     first = call(inputs, "triton")
     assert torch.isfinite(first).all()
@@ -83,9 +85,10 @@ def test_hundreds_of_calls_are_finite_and_alike(head_dim, grid, extra):
     assert alike.all()
 
 
-def test_keys_that_are_not_there_do_not_count():
-    """127 zero keys in the last block, with logits near theirs and far from them."""
-    case = replace(LONG, tokens=129, density=1.0)
+@pytest.mark.parametrize("key_block", [128, 64])
+def test_keys_that_are_not_there_do_not_count(key_block):
+    """127 zero keys in the last step, with logits near theirs and far from them."""
+    case = replace(LONG, tokens=129, block=(64, key_block))
     inputs = make_inputs(case, torch.bfloat16, "cuda")
     for size in (0.5, 4.0, 40.0):
         at = replace(inputs, q=inputs.q * size, k=inputs.k.abs())
