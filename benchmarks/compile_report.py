@@ -8,8 +8,9 @@ registers, spilled bytes (stack), shared memory and matrix instructions by name.
 writes benchmarks/results/compile_report.json; ``--kernel NAME`` and ``--capability CC`` take a
 part, which goes to ``--out``. A spill is an error, and so are more shared memory than the card has
 and another instruction than INT4's own in the INT4 kernel; those of ``KNOWN`` are only said. Never
-known is a uniform register that is read before it is written (``sass_flow.py``): such a row alone
-has ``undefined``.
+known is a uniform register that is read before it is written (``sass_flow.py``), and a barrier that
+is stored over while it may be valid (``ptx_barriers.py``): such a row alone has ``undefined`` and
+``reused``.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any
 import triton
 from _package import ROOT
 from compile_cases import HEAD_DIMS, Launch, cases_for, is_gluon, launches_of
+from ptx_barriers import reused_barriers
 from sass_flow import undefined_uniforms
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
@@ -52,8 +54,10 @@ KNOWN = (
     ("sm_90", "attention_kernel", r"head_dim 256, bits (16|8|4)/8, blocks 64x128"),
     ("sm_90", "attention_kernel", r"head_dim 64, bits 8/8, blocks 64x128, grid"),
     ("sm_90", "attention_kernel", r"bits 8/8, blocks 64x64, joint"),
+    ("sm_90", "hopper_attention_kernel", ""),
 )
 MOST_KNOWN_BYTES = 100
+NEVER_KNOWN = {"undefined", "reused"}
 
 
 def compiled(launch: Launch, capability: int) -> Any:
@@ -70,7 +74,8 @@ def compiled(launch: Launch, capability: int) -> Any:
 def read_machine_code(kernel: Any) -> dict[str, Any]:
     """Registers, spilled bytes, shared memory and matrix instructions of a compiled kernel.
 
-    ``undefined`` besides, if some path reads a uniform register that it does not write: where.
+    ``undefined`` besides, if some path reads a uniform register that it does not write: where; and
+    ``reused``, if barriers may be valid where they are stored over: which.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -83,8 +88,11 @@ def read_machine_code(kernel: Any) -> dict[str, Any]:
     shared = int(kernel.metadata.shared)
     mma = matrix_instructions(code)
     row = {"registers": registers, "spill_bytes": stack, "shared": shared, "mma": mma}
-    undefined = undefined_uniforms(code)
-    return row | {"undefined": undefined} if undefined else row
+    never = {
+        "undefined": undefined_uniforms(code),
+        "reused": reused_barriers(kernel.asm["ptx"]),
+    }
+    return row | {name: found for name, found in never.items() if found}
 
 
 def matrix_instructions(code: str) -> dict[str, int]:
@@ -93,11 +101,11 @@ def matrix_instructions(code: str) -> dict[str, int]:
 
 
 def new_problems(rows: list[dict[str, Any]]) -> list[str]:
-    """Problems of launches that are not known, spill more than those, or read the undefined."""
+    """Problems of launches that are not known, spill more than those, or are never known."""
     return [
         problem
         for row in rows
-        if row["spill_bytes"] > MOST_KNOWN_BYTES or "undefined" in row or not is_known(row)
+        if row["spill_bytes"] > MOST_KNOWN_BYTES or row.keys() & NEVER_KNOWN or not is_known(row)
         for problem in problems_of(row)
     ]
 
@@ -118,6 +126,8 @@ def problems_of(row: dict[str, Any]) -> list[str]:
         found.append(f"{row['spill_bytes']} bytes spilled")
     if reads := row.get("undefined"):
         found.append(f"{len(reads)} reads of undefined uniform registers, first {reads[0]}")
+    if barriers := row.get("reused"):
+        found.append(f"{len(barriers)} barriers stored over while valid, first {barriers[0]}")
     integer = [name for name in row["mma"] if name.startswith("IMMA")]
     if row["kernel"] == "int4_attention_kernel" and not (
         {name.split(".", 2)[2] for name in integer} == {"S4.S4", "U4.U4"}
