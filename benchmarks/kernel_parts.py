@@ -33,7 +33,7 @@ class Parts:
 def call(
     inputs: Inputs, mask: BlockMask, bits: tuple[int, int], tail: bool = True
 ) -> Callable[[], Tensor]:
-    """The whole call, as a user pays for it; like a plan's run, it has its small tensors at hand."""
+    """The whole call, as a user pays for it; a plan too keeps its small tensors at hand."""
     heads, device = inputs.q.shape[1], inputs.q.device
     order_of_head = torch.arange(heads, dtype=torch.int32, device=device)
     order_of_head = order_of_head.clamp(max=inputs.permutation.shape[0] - 1)

@@ -63,7 +63,7 @@ class Tile(NamedTuple):
         if self.gluon:
             from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-            from .hopper_tile import shared_rows
+            from .hopper_ring import shared_rows
 
             return TensorDescriptor.from_tensor(rows, tile, shared_rows(self.tile[1]))
         from triton.tools.tensor_descriptor import TensorDescriptor

@@ -14,17 +14,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
+from .hopper_ring import STEP_KEYS, allocate_ring, fetch, fetch_pooled, load_tile
 from .hopper_steps import LOG2_E, bias_of_pooled, blocks_at, scales_of
 from .hopper_tile import (
     QUERY_ROWS,
-    STEP_KEYS,
     accumulator,
-    allocate_ring,
     attend_step,
-    fetch,
-    fetch_pooled,
     first_state,
-    load_tile,
     token_of_column,
     without_missing,
     write_rows,

@@ -6,7 +6,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     mbarrier,
-    tma,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
@@ -20,16 +19,10 @@ from .fp8_ptx import (
     OF_INTEGERS_OPERANDS,
     PACKED_KEYS,
 )
+from .hopper_ring import STEP_KEYS, SUM_COLUMNS
 from .int4_mma import block_barrier
 
-# Triton 3.9 renamed it.
-load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
-
 QUERY_ROWS = gl.constexpr(64)
-# Keys of a step: one block, or two narrow ones.
-STEP_KEYS = gl.constexpr(128)
-# Of the ones that add P's rows up: the narrowest product there is.
-SUM_COLUMNS = gl.constexpr(8)
 P_EXPONENT = gl.constexpr(8.0)
 # Binary logarithms of FP8 e4m3's smallest normal number and of its smallest.
 FP8_LEAST_NORMAL = gl.constexpr(-6.0)
@@ -48,12 +41,6 @@ def accumulator(columns: int) -> gl.NVMMADistributedLayout:
 def operand(columns: int) -> gl.DotOperandLayout:
     """Layout of 8-bit rows that are multiplied from registers; of ``accumulator(columns)``."""
     return gl.DotOperandLayout(operand_index=0, parent=accumulator(columns), k_width=4)
-
-
-@gluon.constexpr_function
-def shared_rows(row_bytes: int) -> gl.NVMMASharedLayout:
-    """Layout of tiles of 8-bit rows as the copy engine writes and the products read them."""
-    return gl.NVMMASharedLayout(swizzle_byte_width=min(row_bytes, 128), element_bitwidth=8, rank=2)
 
 
 @gluon.jit
@@ -92,79 +79,6 @@ def first_of_pairs(x):
 def of_rows(x, LAYOUT: gl.constexpr):
     """A number per row, to be used with tiles of this layout."""
     return gl.convert_layout(x, gl.SliceLayout(1, LAYOUT))[:, None]
-
-
-@gluon.jit
-def allocate_ring(keys, values, STAGES: gl.constexpr):
-    """(K tiles, V tiles, K's barriers, V's barriers, ones), barriers initialised.
-
-    A tile holds a step's key blocks, one below the other.
-    """
-    BLOCK: gl.constexpr = keys.block_type.shape[0]
-    D: gl.constexpr = keys.block_type.shape[1]
-    BLOCKS: gl.constexpr = STEP_KEYS // BLOCK
-    k_tiles = gl.allocate_shared_memory(keys.dtype, [STAGES, STEP_KEYS, D], keys.layout)
-    v_tiles = gl.allocate_shared_memory(values.dtype, [STAGES, BLOCKS * D, BLOCK], values.layout)
-    k_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    v_full = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for stage in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
-        mbarrier.init(k_full.index(stage), count=1)
-        mbarrier.init(v_full.index(stage), count=1)
-    ONES: gl.constexpr = gl.BlockedLayout([1, 16], [128 // BLOCK * 4, BLOCK // 16], [4, 1], [1, 0])
-    ones = gl.allocate_shared_memory(gl.float8e4nv, [2 * SUM_COLUMNS, BLOCK], values.layout)
-    # The bits of 1.0: ptxas leaves two bytes of a converted constant undefined.
-    bits = gl.full([2 * SUM_COLUMNS, BLOCK], 0x38, gl.int8, layout=ONES)
-    ones.store(bits.to(gl.float8e4nv, bitcast=True))
-    return k_tiles, v_tiles, k_full, v_full, ones
-
-
-@gluon.jit
-def fetch(keys, values, first, blocks, ring, step, needed):
-    """Starts the copies of a step's key blocks into the ring; the tile there must have been read.
-
-    ``keys`` and ``values``: descriptors; ``first``: (row, block) at which the head's begin;
-    ``blocks``: the first and the last of the step; of a negative one come zeros.
-    """
-    k_tiles, v_tiles, k_full, v_full, _ones = ring
-    BLOCK: gl.constexpr = keys.block_type.shape[0]
-    D: gl.constexpr = values.block_type.shape[0]
-    first_row, first_block = first
-    stage = step % k_tiles.shape[0]
-    k_barrier, v_barrier = k_full.index(stage), v_full.index(stage)
-    k_tile, v_tile = k_tiles.index(stage), v_tiles.index(stage)
-    mbarrier.expect(k_barrier, STEP_KEYS * D, pred=needed)
-    k_place = [first_row + blocks[0] * BLOCK, 0]
-    load_tile(keys, k_place, k_barrier, k_tile.slice(0, BLOCK, dim=0), pred=needed)
-    if BLOCK < STEP_KEYS:
-        k_place = [gl.where(blocks[1] < 0, -BLOCK, first_row + blocks[1] * BLOCK), 0]
-        load_tile(keys, k_place, k_barrier, k_tile.slice(BLOCK, BLOCK, dim=0), pred=needed)
-    mbarrier.expect(v_barrier, STEP_KEYS * D, pred=needed)
-    v_place = [(first_block + blocks[0]) * D, 0]
-    load_tile(values, v_place, v_barrier, v_tile.slice(0, D, dim=0), pred=needed)
-    if BLOCK < STEP_KEYS:
-        v_place = [gl.where(blocks[1] < 0, -D, (first_block + blocks[1]) * D), 0]
-        load_tile(values, v_place, v_barrier, v_tile.slice(D, D, dim=0), pred=needed)
-
-
-@gluon.jit
-def fetch_pooled(keys, values, first_tile, tile, ring, step, needed):
-    """Starts the copies of a tile of pooled rows; see ``fetch``.
-
-    ``first_tile``: the head's first.
-    """
-    k_tiles, v_tiles, k_full, v_full, _ones = ring
-    BLOCK: gl.constexpr = keys.block_type.shape[0]
-    D: gl.constexpr = values.block_type.shape[0]
-    stage = step % k_tiles.shape[0]
-    k_barrier, v_barrier = k_full.index(stage), v_full.index(stage)
-    k_tile, v_tile = k_tiles.index(stage), v_tiles.index(stage)
-    mbarrier.expect(k_barrier, STEP_KEYS * D, pred=needed)
-    mbarrier.expect(v_barrier, STEP_KEYS * D, pred=needed)
-    for i in gl.static_range(STEP_KEYS // BLOCK):  # pyright: ignore[reportGeneralTypeIssues]
-        k_place = [(first_tile + tile) * STEP_KEYS + i * BLOCK, 0]
-        load_tile(keys, k_place, k_barrier, k_tile.slice(i * BLOCK, BLOCK, dim=0), pred=needed)
-        v_place = [(first_tile + tile) * D, i * BLOCK]
-        load_tile(values, v_place, v_barrier, v_tile.slice(i * D, D, dim=0), pred=needed)
 
 
 @gluon.jit
