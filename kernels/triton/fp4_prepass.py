@@ -19,7 +19,7 @@ from ..quantization import hadamard_matrix
 from .call_arguments import Buffer, allocated
 from .fp4_numbers import quantize
 from .int4_prepass import key_of_k
-from .prepass import rotate
+from .prepass_tiles import rotate
 from .primitives import head_offset, row_mask
 
 

@@ -20,7 +20,7 @@ from ..int4_layout import LANES, NIBBLES, ROWS, STEP, WORDS
 from ..packed_layout import PackedLayout
 from ..quantization import hadamard_matrix, statistics_step
 from .call_arguments import Buffer, allocated
-from .prepass import rotate
+from .prepass_tiles import rotate
 from .primitives import head_offset, round_to_int, row_mask, token_of_position
 
 RECORD_ROWS = 4

@@ -21,13 +21,14 @@ from torch import Tensor
 from ..quantization import hadamard_matrix
 from .call_arguments import Buffer
 from .call_plan import CallPlan, strides_of
-from .primitives import head_offset, round_to_int, row_mask, token_of_position
+from .prepass_tiles import MAX_ROTATION, pack_keys, pack_queries, pack_values
+from .primitives import head_offset
 from .statistics import measure, statistics_buffers
 
-# Wider rows are rotated in halves: a 256 x 256 matrix does not fit into shared memory everywhere.
-MAX_ROTATION = 128
-# Rows of Q that are rotated together where the channels are more.
+# Tokens of a tile of Q, channels of one of V, and tokens of 8-bit K that are held at a time.
 QUERY_ROWS = 64
+CHANNELS = 64
+KEY_CHUNK = 32
 
 
 @triton.jit(
@@ -41,129 +42,80 @@ def prepass_kernel(
     v_stride_b, v_stride_h, v_stride_s,
     S, H, grid_tokens, extra_start, rows_padded, stored_blocks,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
-    ROWS: tl.constexpr, QK_BITS: tl.constexpr, PV_BITS: tl.constexpr,
-    FP8: tl.constexpr, POOL: tl.constexpr, GATHER: tl.constexpr,
-    PERMUTE_KEYS: tl.constexpr, FIRST_ROLE: tl.constexpr,
+    ROWS: tl.constexpr, QUERY_ROWS: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr,
+    QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, POOL: tl.constexpr,
+    GATHER: tl.constexpr, PERMUTE_KEYS: tl.constexpr, FIRST_ROLE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (rows_padded / ROWS, B*H, roles): one block of V (role 2), K (1) or Q (0).
+    """Grid (tiles, B*H, roles): a tile of Q (role 0), K (1) or V (2), or nothing behind the last.
 
-    GATHER: rows are gathered by the head's permutation and K's mean is removed; else the rows of K
-    and V are taken as they lie.
+    A tile is QUERY_ROWS tokens of Q, a block of ROWS tokens of K, CHANNELS channels of such a block
+    of V. CHUNK: tokens of 8-bit K that are held at a time. GATHER: rows are gathered by the head's
+    permutation and K's mean is removed; else the rows of K and V are taken as they lie.
     """
-    block = tl.program_id(0)
+    tile = tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
     role = tl.program_id(2) + FIRST_ROLE
     b = batch_head // H
     h = batch_head % H
-    first = block * ROWS
+    block = tile
+    first = tile * ROWS
+    first_channel = 0
+    if (role == 0) & (FIRST_ROLE == 0):
+        first = tile * QUERY_ROWS
+    elif role == 2:
+        block = tile // (D // CHANNELS)
+        first = block * ROWS
+        first_channel = tile % (D // CHANNELS) * CHANNELS
     end = grid_tokens
     shift = 0  # of positions against columns of the permutation
     if first >= extra_start:
         shift = extra_start - grid_tokens
         end = shift + S
-    d = tl.arange(0, D)
-    pooled = (batch_head * stored_blocks + block) * D + d
+    pooled = (batch_head * stored_blocks + block) * D
+    if first >= rows_padded:  # the roles have different numbers of tiles
+        return
     if (role > 0) & (first >= end):
         # Holes and padding of the query side only.
         if POOL:
             # The tail loads a hole's pooled rows with its neighbours', and must not meet a NaN.
-            hole = (d < D) & (block < stored_blocks)
+            d = tl.arange(0, D)
+            hole = (d < D) & (block < stored_blocks) & (first_channel == 0)
             zero = tl.zeros([D], dtype=tl.float32)
-            tl.store(pooled_k + pooled, zero.to(K.dtype.element_ty), mask=hole & (role == 1))
-            tl.store(pooled_v + pooled, zero.to(V.dtype.element_ty), mask=hole & (role == 2))
+            tl.store(pooled_k + pooled + d, zero.to(K.dtype.element_ty), mask=hole & (role == 1))
+            tl.store(pooled_v + pooled + d, zero.to(V.dtype.element_ty), mask=hole & (role == 2))
         return
-    order = tl.load(order_of_head + h).to(tl.int64)
-    n = tl.arange(0, ROWS)
-    if role == 1:  # noqa: SIM108 - Triton compiles a branch, not a conditional tile
-        position = first + token_of_position(n, PERMUTE_KEYS)
-    else:
-        position = first + n
-    valid = position < end
-    token = position.to(tl.int64)
-    if GATHER:
-        column = position - shift
-        token = tl.load(permutation + order * S + column, mask=valid, other=0).to(tl.int64)
-    mask = row_mask(valid, d, HEAD_DIM, D)
-    stored = (batch_head * rows_padded + first + n)[:, None] * D + d[None, :]
-    size = tl.minimum(end - first, ROWS).to(tl.float32)
-
+    span = (first, end, permutation + tl.load(order_of_head + h).to(tl.int64) * S - shift)
+    row = batch_head * rows_padded + first
     if (role == 0) & (FIRST_ROLE == 0):  # otherwise the compiler leaves it out
         Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
-        x = tl.load(Q + token[:, None] * q_stride_s + d[None, :], mask=mask, other=0.0)
-        x = x.to(tl.float32)
-        limit: tl.constexpr = 127.0 if QK_BITS == 8 else 7.0
-        if QK_BITS == 4:
-            x = rotate(x, hadamard, ROWS, D)
-        step = tl.maximum(tl.max(tl.abs(x), 1), 1e-12) * (1.0 / limit)
-        tl.store(q_scale + batch_head * rows_padded + first + n, step)
-        tl.store(q8 + stored, round_to_int(x * (1.0 / step)[:, None]).to(tl.int8))
+        pack_queries(
+            Q, q_stride_s, span, hadamard, q8 + row * D, q_scale + row,
+            HEAD_DIM, D, QUERY_ROWS, QK_BITS,
+        )  # fmt: skip
     elif role == 1:
         K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
-        x = tl.load(K + token[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
-        x = x.to(tl.float32)
-        if (QK_BITS < 16) and GATHER:
-            x = tl.where(valid[:, None], x - tl.load(k_mean + batch_head * D + d)[None, :], 0.0)
-        mean = (tl.sum(x, 0) / size).to(K.dtype.element_ty)
-        if POOL:
-            tl.store(pooled_k + pooled, mean)
-        if QK_BITS == 16:
-            tl.store(keys + stored, x.to(keys.dtype.element_ty))
+        scale = k_scale
         if QK_BITS == 8:
-            step = tl.maximum(tl.max(tl.max(tl.abs(x), 1), 0), 1e-12) * (1.0 / 127.0)
-            tl.store(k_scale + batch_head * stored_blocks + block, step)
-            tl.store(keys + stored, round_to_int(x * (1.0 / step)).to(tl.int8))
-        if QK_BITS == 4:
-            x = tl.where(valid[:, None], x - mean.to(tl.float32)[None, :], 0.0)
-            x = rotate(x, hadamard, ROWS, D)
-            step_of_token = tl.maximum(tl.max(tl.abs(x), 1), 1e-12) * (1.0 / 7.0)
-            tl.store(k_scale + batch_head * rows_padded + first + n, step_of_token)
-            tl.store(keys + stored, round_to_int(x * (1.0 / step_of_token)[:, None]).to(tl.int8))
+            scale += batch_head * stored_blocks + block
+        else:
+            scale += row
+        pack_keys(
+            K, k_stride_s, span, k_mean + batch_head * D, hadamard,
+            keys + row * D, scale, pooled_k + pooled,
+            HEAD_DIM, D, ROWS, CHUNK, QK_BITS, POOL, GATHER, PERMUTE_KEYS,
+        )  # fmt: skip
     else:
         V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
-        x = tl.load(V + token[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
-        x = x.to(tl.float32)
-        mean = (tl.sum(x, 0) / size).to(V.dtype.element_ty)
-        if POOL:
-            tl.store(pooled_v + pooled, mean)
+        stored = values + pooled * ROWS
         if PV_BITS == 16:
-            tl.store(values + stored, x.to(values.dtype.element_ty))
-        else:
-            transposed = ((batch_head * stored_blocks + block) * D + d[:, None]) * ROWS + n[None, :]
-            if PV_BITS == 8:
-                x = x * (1.0 / tl.load(v_scale + batch_head * D + d))[None, :]
-                if FP8:
-                    x = tl.minimum(tl.maximum(x, -448.0), 448.0)
-                    tl.store(values + transposed, tl.trans(x.to(tl.float8e4nv)))
-                else:
-                    tl.store(values + transposed, tl.trans(round_to_int(x).to(tl.int8)))
-            else:
-                x = tl.where(valid[:, None], x - mean.to(tl.float32)[None, :], 0.0)
-                low = tl.min(x, 0)
-                step_of_channel = tl.maximum((tl.max(x, 0) - low) * (1.0 / 15.0), 1e-12)
-                tl.store(v_low + pooled, low)
-                tl.store(v_step + pooled, step_of_channel)
-                levels = (x - low[None, :]) * (1.0 / step_of_channel)[None, :]
-                tl.store(values + transposed, tl.trans(round_to_int(levels).to(tl.int8)))
-
-
-@triton.jit
-def rotate(x, hadamard, ROWS: tl.constexpr, D: tl.constexpr):
-    """Hadamard rotation of each row. FP16 keeps 11 bits of what becomes 4."""
-    if D <= 128:
-        d = tl.arange(0, D)
-        matrix = tl.load(hadamard + d[:, None] * D + d[None, :])
-        return tl.dot(x.to(tl.float16), matrix) * (D**-0.5)
-    else:
-        # The matrix of twice the size is [[M, M], [M, -M]]. Both halves as rows of one product:
-        # theirs meet in the same thread, a quarter of the instructions go and nothing spills.
-        HALF: tl.constexpr = D // 2
-        d = tl.arange(0, HALF)
-        matrix = tl.load(hadamard + d[:, None] * HALF + d[None, :])
-        halves = x.to(tl.float16).reshape([ROWS, 2, HALF]).permute([1, 0, 2])
-        halves = tl.dot(halves.reshape([2 * ROWS, HALF]), matrix).reshape([2, ROWS, HALF])
-        left, right = tl.split(halves.permute([1, 2, 0]))
-        joined = tl.join(left + right, left - right).permute([0, 2, 1])
-        return joined.reshape([ROWS, D]) * (D**-0.5)
+            stored = values + row * D
+        step = v_step + pooled
+        if PV_BITS == 8:
+            step = v_scale + batch_head * D
+        pack_values(
+            V, v_stride_s, span, first_channel, stored, step, v_low + pooled, pooled_v + pooled,
+            HEAD_DIM, D, ROWS, CHANNELS, PV_BITS, FP8, POOL, GATHER,
+        )  # fmt: skip
 
 
 def prepared_buffers(plan: CallPlan) -> dict[str, Buffer]:
@@ -223,33 +175,33 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
     if low_qk or pv_bits == 8:
         measure(plan, tensors)
     first_role = 0 if low_qk else 1
-    parts = [(first_role, 3 - first_role, rows)]
-    if qk_bits == 4 and width > MAX_ROTATION and rows > QUERY_ROWS:
-        # Rows of Q need be no block, and 128 of 256 channels are more than the registers hold.
-        parts = [(0, 1, QUERY_ROWS), (1, 2, rows)]
-    for role, roles, side in parts:
-        plan.run(
-            prepass_kernel,
-            (padded // side if role == 0 else blocks, pairs, roles),
-            tensors,
-            (
-                "q", "k", "v", "permutation", "order_of_head", "k_mean", "v_scale", "hadamard",
-                "q8", "q_scale", "keys", "k_scale", "values", "v_scale", "v_low",
-                "pooled_k", "pooled_v",
-            ),
-            (
-                *strides_of(shape, 0), *strides_of(shape, 1), *strides_of(shape, 2),
-                tokens, heads, layout.grid_tokens, layout.extra_start, padded, blocks,
-            ),
-            {
-                "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": plan.alignment, "ROWS": side,
-                "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": plan.pooled,
-                "GATHER": True, "PERMUTE_KEYS": low_qk and low_pv, "FIRST_ROLE": role,
-            },
-            launch_of=f"role {role}",
-            num_warps=4 if side < 128 and width <= 128 else 8,
-            maxnreg=_registers(plan),
-        )  # fmt: skip
+    query_rows, channels = min(rows, QUERY_ROWS), min(width, CHANNELS)
+    tiles = blocks * (width // channels)
+    if low_qk:
+        tiles = max(tiles, padded // query_rows)
+    plan.run(
+        prepass_kernel,
+        (tiles, pairs, 3 - first_role),
+        tensors,
+        (
+            "q", "k", "v", "permutation", "order_of_head", "k_mean", "v_scale", "hadamard",
+            "q8", "q_scale", "keys", "k_scale", "values", "v_scale", "v_low",
+            "pooled_k", "pooled_v",
+        ),
+        (
+            *strides_of(shape, 0), *strides_of(shape, 1), *strides_of(shape, 2),
+            tokens, heads, layout.grid_tokens, layout.extra_start, padded, blocks,
+        ),
+        {
+            "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": plan.alignment, "ROWS": rows,
+            "QUERY_ROWS": query_rows, "CHANNELS": channels, "CHUNK": min(rows, KEY_CHUNK),
+            "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": plan.pooled,
+            "GATHER": True, "PERMUTE_KEYS": low_qk and low_pv, "FIRST_ROLE": first_role,
+        },
+        launch_of="tokens",
+        num_warps=_warps(rows, width, qk_bits),
+        maxnreg=_registers(plan),
+    )  # fmt: skip
     if plan.low_tail:
         # The grid's pooled rows are a short sequence; the same kernel quantises them.
         stride = (blocks * width, 0, width)
@@ -257,7 +209,7 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
         tiles = triton.cdiv(layout.key_blocks, tile)
         plan.run(
             prepass_kernel,
-            (tiles, pairs, 2),
+            (tiles * (width // channels), pairs, 2),
             tensors,
             (
                 "q", "pooled_k", "pooled_v", "permutation", "order_of_head", "k_mean", "v_scale",
@@ -270,13 +222,18 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
             ),
             {
                 "HEAD_DIM": width, "D": width, "ALIGNMENT": 1, "ROWS": tile,
+                "QUERY_ROWS": tile, "CHANNELS": channels, "CHUNK": min(tile, KEY_CHUNK),
                 "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": False, "GATHER": False,
                 "PERMUTE_KEYS": low_pv, "FIRST_ROLE": 1,
             },
             launch_of="tail",
             num_warps=8,
-            maxnreg=128 if width > MAX_ROTATION and tile <= QUERY_ROWS else None,
         )  # fmt: skip
+
+
+def _warps(rows: int, width: int, qk_bits: int) -> int:
+    """Few, which wait for each other least, where a tile of K is not held whole."""
+    return 4 if width <= 128 and (rows < 128 or qk_bits == 8) else 8
 
 
 def _registers(plan: CallPlan) -> int | None:
