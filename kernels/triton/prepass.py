@@ -86,7 +86,7 @@ def prepass_kernel(
         return
     span = (first, end, permutation + tl.load(order_of_head + h).to(tl.int64) * S - shift)
     row = batch_head * rows_padded + first
-    if (role == 0) & (FIRST_ROLE == 0):  # otherwise the compiler leaves it out
+    if (FIRST_ROLE == 0) & (role == 0):  # otherwise the compiler leaves it out
         Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
         pack_queries(
             Q, q_stride_s, span, hadamard, q8 + row * D, q_scale + row,
