@@ -56,10 +56,13 @@ def statistics_kernel(
 
 @triton.jit(do_not_specialize=("sampled", "chunks"))
 def summary_kernel(
-    k_partial, v_partial, k_mean, v_scale, sampled, chunks, limit,
+    k_partial, v_partial, k_mean, v_scale, sampled, chunks, of_limit,
     D: tl.constexpr, STEP: tl.constexpr, OF_V: tl.constexpr,
 ):  # fmt: skip
-    """Grid (B*H,): K's mean and V's scale from the partial results, summed in their order."""
+    """Grid (B*H,): K's mean and V's scale from the partial results, summed in their order.
+
+    ``of_limit``: what a channel's largest magnitude is multiplied with.
+    """
     d = tl.arange(0, D)
     base = tl.program_id(0).to(tl.int64) * chunks * D
     k_sum = tl.zeros([D], dtype=tl.float32)
@@ -73,7 +76,7 @@ def summary_kernel(
     out = tl.program_id(0) * D + d
     tl.store(k_mean + out, k_sum / sampled)
     if OF_V:
-        tl.store(v_scale + out, tl.maximum(v_max, 1e-12) / limit)
+        tl.store(v_scale + out, tl.maximum(v_max, 1e-12) * of_limit)
 
 
 def _sampled_tokens(plan: CallPlan) -> int:
@@ -118,7 +121,7 @@ def measure(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
         (pairs, 1, 1),
         tensors,
         ("k_partial", "v_partial", "k_mean", "v_scale"),
-        (sampled, chunks, FP8_V_MAX if shape.fp8 else INT8_MAX),
+        (sampled, chunks, 1.0 / (FP8_V_MAX if shape.fp8 else INT8_MAX)),
         {"D": width, "STEP": 32, "OF_V": shape.pv_bits == 8},
         num_warps=4,
         maxnreg=128 if width <= 128 else None,  # few programs: none is worth a spilled register
