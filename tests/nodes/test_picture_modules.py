@@ -129,6 +129,15 @@ def test_speed_is_what_was_measured(node):
         assert found["tokens"] == row["tokens"]
 
 
+def test_all_blocks_in_16_bits_are_dense_attention(node):
+    wanted = {
+        "card": "NVIDIA H100 80GB HBM3", "tokens": 32768, "headDim": 128, "block": [64, 128],
+        "qkBits": 16, "pvBits": 16,
+    }  # fmt: skip
+    assert node("paro_speed.js", "m.speedUp(v)", **wanted, density=1)["factor"] == 1
+    assert node("paro_speed.js", "m.speedUp(v)", **wanted, density=0.999)["factor"] < 0.8
+
+
 @pytest.mark.parametrize(
     ("change", "missing"),
     [

@@ -25,7 +25,9 @@ export function speedUp({ card, tokens, headDim, block, qkBits, pvBits, density 
     .filter(({ far }) => far <= Math.log(REACH))
     .sort((a, b) => a.far - b.far)[0]?.row;
   if (!near) return { missing: "size" };
-  return { factor: 1 / timeAt(near.times, density), tokens: near.tokens };
+  // All blocks in 16 bits are dense attention, which is called as it is (calibration/plan_runtime.py).
+  const dense = density >= 1 && qkBits === 16 && pvBits === 16;
+  return { factor: dense ? 1 : 1 / timeAt(near.times, density), tokens: near.tokens };
 }
 
 /** Time is linear in the density between the measured points; below the least it is that one's. */
