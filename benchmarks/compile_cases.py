@@ -43,7 +43,8 @@ TYPES = {
 class Case:
     """A call: compute capability, head dimension, bits, block, and whether tokens are extra.
 
-    ``portable``: without the card's own kernel, as where Triton cannot build it.
+    ``portable``: without the card's own kernel, as where Triton cannot build it. ``tail``: the
+    pooled tail.
     """
 
     capability: int
@@ -52,12 +53,14 @@ class Case:
     block: tuple[int, int]
     extra: bool
     portable: bool = False
+    tail: bool = True
 
     def __str__(self) -> str:
         tokens = "joint" if self.extra else "grid"
         bits, block = (f"{a}{sign}{b}" for (a, b), sign in ((self.bits, "/"), (self.block, "x")))
         kernel = ", portable" if self.portable else ""
-        return f"head_dim {self.head_dim}, bits {bits}, blocks {block}, {tokens}{kernel}"
+        tail = "" if self.tail else ", no tail"
+        return f"head_dim {self.head_dim}, bits {bits}, blocks {block}, {tokens}{kernel}{tail}"
 
     @property
     def kernel_of_4_bits(self) -> Any:
@@ -80,7 +83,7 @@ class Case:
     @property
     def on_hopper_kernel(self) -> bool:
         card, width = divmod(self.capability, 10), padded_head_dim(self.head_dim)
-        return hopper_serves(card, width, self.block, *self.bits, self.fp8)
+        return hopper_serves(card, width, self.block, *self.bits, self.fp8, self.tail)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +211,7 @@ def _attend(case: Case) -> None:
         strides=(*q.stride(), *k.stride(), *v.stride()), aligned=(True,) * len(given),
         lists=(*mask.computed_bits.shape[1:], int(case.biased)), grid_tokens=TOKENS,
         block=case.block, qk_bits=case.bits[0], pv_bits=case.bits[1],
-        fp8=case.fp8, tail=True, biased=case.biased, scale=scale,
+        fp8=case.fp8, tail=case.tail, biased=case.biased, scale=scale,
     )  # fmt: skip
     plan = CallPlan.of(shape)
     plan.hopper = plan.hopper and not case.portable
@@ -279,5 +282,8 @@ def cases_for(capability: int, head_dims: list[int]) -> Iterator[Case | Calibrat
             yield case
             if case.kernel_of_4_bits or case.on_hopper_kernel:
                 yield replace(case, portable=True)
+            without = replace(case, tail=False)
+            if without.on_hopper_kernel:
+                yield without
     for head_dim, block in product(head_dims, BLOCKS):
         yield CalibrationCase(capability, head_dim, block)

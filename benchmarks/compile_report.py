@@ -54,7 +54,8 @@ KNOWN = (
     ("sm_90", "attention_kernel", r"head_dim 256, bits (16|8|4)/8, blocks 64x128"),
     ("sm_90", "attention_kernel", r"head_dim 64, bits 8/8, blocks 64x128, grid"),
     ("sm_90", "attention_kernel", r"bits 8/8, blocks 64x64, joint"),
-    ("sm_90", "hopper_attention_kernel", ""),
+    ("sm_90", "hopper_attention_kernel", r"head_dim (64|128), "),
+    ("sm_90", "hopper_attention_kernel", r"head_dim 96, bits 8/8, blocks 64x64, "),
 )
 MOST_KNOWN_BYTES = 100
 NEVER_KNOWN = {"undefined", "reused"}

@@ -91,7 +91,7 @@ def sparse_attention(
         raise RuntimeError(f"implementation 'triton' cannot serve these inputs: {reason}")
     if implementation == "reference" or reason is not None:
         linear_fp8 = key_bias is None and runs_on_hopper_kernel(
-            q.device, q.shape[-1], mask.block, qk_bits, pv_bits, fp8
+            q.device, q.shape[-1], mask.block, qk_bits, pv_bits, fp8, tail
         )
         return reference_attention(
             q, k, v, mask, permutation, order_of_head, tail_bias,

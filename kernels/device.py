@@ -74,6 +74,7 @@ def runs_on_hopper_kernel(
     qk_bits: int,
     pv_bits: int,
     fp8: bool,
+    tail: bool,
 ) -> bool:
     """True where a call in these bits is the Hopper kernel's, unless its keys have biases.
 
@@ -84,7 +85,7 @@ def runs_on_hopper_kernel(
         return False
     from .triton.hopper import hopper_available
 
-    return hopper_available(capability, head_dim, block, qk_bits, pv_bits, fp8)
+    return hopper_available(capability, head_dim, block, qk_bits, pv_bits, fp8, tail)
 
 
 def runs_on_fp4_units(

@@ -126,7 +126,13 @@ class CallPlan:
             hopper=shape.device >= 0
             and not shape.biased
             and hopper_available(
-                capability, head_dim, shape.block, shape.qk_bits, shape.pv_bits, shape.fp8
+                capability,
+                head_dim,
+                shape.block,
+                shape.qk_bits,
+                shape.pv_bits,
+                shape.fp8,
+                shape.tail,
             ),
         )
 

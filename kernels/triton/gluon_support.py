@@ -24,6 +24,7 @@ HOPPER_NEEDS = INT4_NEEDS | {
     f"{GLUON}.language.nvidia.hopper": (
         "fence_async_shared", "mbarrier", "tma", "warpgroup_mma", "warpgroup_mma_wait",
     ),
+    f"{GLUON}.language.nvidia.hopper.mbarrier": ("expect", "init", "invalidate", "wait"),
     f"{GLUON}.language.nvidia.hopper.tma": ("async_copy_global_to_shared",),
     f"{GLUON}.nvidia.hopper": ("TensorDescriptor",),
 }  # fmt: skip

@@ -31,11 +31,12 @@ def hopper_available(
     qk_bits: int,
     pv_bits: int,
     fp8: bool,
+    tail: bool,
 ) -> bool:
     """Whether a call is the Hopper kernel's and Triton builds it; ``head_dim`` of the inputs."""
     width = padded_head_dim(head_dim)
     return hopper_attention_kernel is not None and hopper_serves(
-        capability, width, block, qk_bits, pv_bits, fp8
+        capability, width, block, qk_bits, pv_bits, fp8, tail
     )
 
 

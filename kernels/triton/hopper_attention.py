@@ -93,7 +93,6 @@ def hopper_attention_kernel(
         extra_blocks = gl.cdiv(S - grid_tokens, BLOCK)
         blocks += extra_blocks
         missing += extra_blocks * BLOCK - (S - grid_tokens)
-        listed = gl.where(extra_rows, 0, count)
     row = (row_list, listed, count, extra_start // BLOCK - count, blocks)
     steps = gl.cdiv(blocks, BLOCKS)
     missing += (steps * BLOCKS - blocks) * BLOCK

@@ -229,9 +229,10 @@ def attend_step(state, q_tile, ring, step, row_scale, key_scales, biases, BIASED
 def without_missing(state, missing):
     """Takes from the denominators what ``missing`` keys added that are not there.
 
-    Their rows of K and V are zero, so that they add nothing else, and their P is a power of two: as
-    ``P_EXPONENT`` has it, exact down to FP8's smallest normal number, below which the linear codes,
-    a quarter, are zero.
+    Their rows of K and V are zero, so that they add nothing else, and their P is a power of two: by
+    the maximum of their step exact down to FP8's smallest normal number, below which the linear
+    codes, a quarter, are zero. A larger maximum of a later step may find no share where they left
+    one, 2e-3 of the denominator at most.
     """
     acc, row_sum, row_max = state
     ADDED: gl.constexpr = row_sum.type.layout

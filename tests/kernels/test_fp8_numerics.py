@@ -33,20 +33,22 @@ def test_nothing_and_everything_are_codes():
 
 
 @pytest.mark.parametrize(
-    ("capability", "head_dim", "block", "bits", "fp8", "served"),
+    ("capability", "head_dim", "block", "bits", "fp8", "tail", "served"),
     [
-        ((9, 0), 128, (64, 128), (8, 8), True, True),
-        ((9, 0), 64, (128, 128), (8, 8), True, True),
-        ((9, 0), 256, (64, 128), (8, 8), True, False),
-        ((9, 0), 128, (32, 128), (8, 8), True, False),
-        ((9, 0), 128, (64, 64), (8, 8), True, True),
-        ((9, 0), 128, (64, 32), (8, 8), True, False),
-        ((9, 0), 128, (64, 128), (8, 16), False, False),
-        ((9, 0), 128, (64, 128), (8, 8), False, False),
-        ((10, 0), 128, (64, 128), (8, 8), True, False),
+        ((9, 0), 128, (64, 128), (8, 8), True, True, True),
+        ((9, 0), 64, (128, 128), (8, 8), True, True, True),
+        ((9, 0), 256, (64, 128), (8, 8), True, True, False),
+        ((9, 0), 128, (32, 128), (8, 8), True, True, False),
+        ((9, 0), 128, (64, 64), (8, 8), True, True, True),
+        ((9, 0), 128, (64, 32), (8, 8), True, True, False),
+        ((9, 0), 128, (64, 128), (8, 16), False, True, False),
+        ((9, 0), 128, (64, 128), (8, 8), False, True, False),
+        ((9, 0), 128, (64, 128), (8, 8), True, False, True),
+        ((9, 0), 128, (64, 64), (8, 8), True, False, False),
+        ((10, 0), 128, (64, 128), (8, 8), True, True, False),
     ],
 )
 def test_the_hopper_kernel_serves_what_it_was_built_for(
-    capability, head_dim, block, bits, fp8, served
+    capability, head_dim, block, bits, fp8, tail, served
 ):
-    assert hopper_serves(capability, head_dim, block, *bits, fp8) is served
+    assert hopper_serves(capability, head_dim, block, *bits, fp8, tail) is served
