@@ -4,6 +4,8 @@ from __future__ import annotations
 
 HOPPER = (9, 0)
 QUERY_ROWS = 64
+# Keys of a step, one block or two narrow ones, and pooled rows of a tile (``packed_layout``).
+STEP_KEYS = 128
 KEY_BLOCKS = (64, 128)
 HEAD_DIMS = (64, 128)
 NUM_WARPS = 4

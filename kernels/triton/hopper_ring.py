@@ -6,11 +6,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier, tma
 
+from .. import hopper_launch
+
 # Triton 3.9 renamed it.
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
 
-# Keys of a step: one block, or two narrow ones.
-STEP_KEYS = gl.constexpr(128)
+STEP_KEYS = gl.constexpr(hopper_launch.STEP_KEYS)
 # Of the ones that add P's rows up: the narrowest product there is.
 SUM_COLUMNS = gl.constexpr(8)
 

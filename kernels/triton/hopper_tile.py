@@ -10,6 +10,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .. import hopper_launch
 from .fp8_ptx import (
     CODE_FACTOR,
     CODE_OFFSET,
@@ -22,7 +23,7 @@ from .fp8_ptx import (
 from .hopper_ring import STEP_KEYS, SUM_COLUMNS
 from .int4_mma import block_barrier
 
-QUERY_ROWS = gl.constexpr(64)
+QUERY_ROWS = gl.constexpr(hopper_launch.QUERY_ROWS)
 P_EXPONENT = gl.constexpr(8.0)
 # Binary logarithms of FP8 e4m3's smallest normal number and of its smallest.
 FP8_LEAST_NORMAL = gl.constexpr(-6.0)

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from paro_attention.kernels.block_mask import BLOCK_SIZES
+from paro_attention.kernels.hopper_launch import HEAD_DIMS, KEY_BLOCKS, STEP_KEYS
 from paro_attention.kernels.key_packing import KeyPacking
 from paro_attention.kernels.packed_layout import (
     PackedLayout,
@@ -65,3 +66,9 @@ def test_pooled_rows_are_quantised_together_as_far_as_there_is_room(key_block, h
 )  # fmt: skip
 def test_heads_are_stored_at_the_next_power_of_two(head_dim, padded):
     assert padded_head_dim(head_dim) == padded
+
+
+@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("key_block", KEY_BLOCKS)
+def test_a_tile_of_pooled_rows_is_a_step_of_the_hopper_kernel(key_block, head_dim):
+    assert pooled_tile(key_block, head_dim) == STEP_KEYS
