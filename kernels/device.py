@@ -83,7 +83,7 @@ def runs_on_hopper_kernel(
     capability = _served_capability(device, head_dim)
     if capability is None:
         return False
-    from .triton.hopper import hopper_available
+    from .triton.hopper_support import hopper_available
 
     return hopper_available(capability, head_dim, block, qk_bits, pv_bits, fp8, tail)
 

@@ -20,7 +20,7 @@ from ..launch import LaunchConfig, select_launch
 from ..packed_layout import PackedLayout, low_tail, padded_head_dim, pooled_tile
 from .call_arguments import Buffer, Described, Tile, allocated, total_bytes
 from .head_groups import HeadGroups
-from .hopper import hopper_available
+from .hopper_support import hopper_available
 from .primitives import stride_alignment
 
 # What the copy engine loads by; Triton 3.3 lacks it.

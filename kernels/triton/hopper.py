@@ -7,37 +7,18 @@ from typing import TYPE_CHECKING
 import triton
 from torch import Tensor
 
-from ..hopper_launch import MAX_REGISTERS, NUM_WARPS, QUERY_ROWS, hopper_serves
-from ..packed_layout import padded_head_dim
+from ..hopper_launch import MAX_REGISTERS, NUM_WARPS, QUERY_ROWS
 from .call_arguments import Tile
-from .gluon_support import HOPPER_NEEDS, gluon_has
+from .hopper_support import GLUON_SERVES
 from .primitives import LOG2_E
 
 if TYPE_CHECKING:
     from .call_plan import CallPlan
 
-GLUON_SERVES = gluon_has(HOPPER_NEEDS)
-
 if GLUON_SERVES:
     from .hopper_attention import hopper_attention_kernel
 else:
     hopper_attention_kernel = None
-
-
-def hopper_available(
-    capability: tuple[int, int],
-    head_dim: int,
-    block: tuple[int, int],
-    qk_bits: int,
-    pv_bits: int,
-    fp8: bool,
-    tail: bool,
-) -> bool:
-    """Whether a call is the Hopper kernel's and Triton builds it; ``head_dim`` of the inputs."""
-    width = padded_head_dim(head_dim)
-    return hopper_attention_kernel is not None and hopper_serves(
-        capability, width, block, qk_bits, pv_bits, fp8, tail
-    )
 
 
 def attend_on_hopper(plan: CallPlan, tensors: dict[str, Tensor]) -> None:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from compile_cases import Case, cases_for, launches_of
 from compile_report import compiled
-from paro_attention.kernels.triton.hopper import GLUON_SERVES
+from paro_attention.kernels.triton.hopper_support import GLUON_SERVES
 
 CAPABILITY = 90
 

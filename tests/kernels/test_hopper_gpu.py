@@ -48,9 +48,9 @@ def test_equals_its_reference(case, tail):
 @pytest.mark.parametrize("tail", [True, False], ids=["tail", "dropped"])
 @pytest.mark.parametrize("case", CALLS[::3], ids=lambda case: case.name)
 def test_the_triton_kernel_serves_the_same_calls(case, tail, monkeypatch):
-    from paro_attention.kernels.triton import call_plan, hopper
+    from paro_attention.kernels.triton import call_plan, hopper_support
 
-    monkeypatch.setattr(hopper, "hopper_serves", lambda *_: False)
+    monkeypatch.setattr(hopper_support, "hopper_serves", lambda *_: False)
     monkeypatch.setattr(call_plan, "_plans", {})
     inputs = make_inputs(case, torch.bfloat16, "cuda")
     got, want = call(inputs, "triton", tail=tail), call(inputs, "reference", tail=tail)
