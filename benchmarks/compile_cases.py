@@ -19,7 +19,6 @@ import torch  # noqa: E402
 import triton  # noqa: E402
 from paro_attention.kernels import BlockMask  # noqa: E402
 from paro_attention.kernels import triton as kernels  # noqa: E402
-from paro_attention.kernels.fp4_launch import fp4_serves  # noqa: E402
 from paro_attention.kernels.hopper_launch import hopper_serves  # noqa: E402
 from paro_attention.kernels.int4_launch import int4_serves  # noqa: E402
 from paro_attention.kernels.packed_layout import padded_head_dim  # noqa: E402
@@ -69,7 +68,7 @@ class Case:
         if self.bits != (4, 4) or self.portable:
             return None
         kernel = int4.int4_attention if int4_serves(*kind) else None
-        return fp4.fp4_attention if fp4_serves(*kind) else kernel
+        return fp4.fp4_attention if fp4.fp4_available(*kind) else kernel
 
     @property
     def fp8(self) -> bool:
