@@ -137,11 +137,13 @@ def test_an_interrupted_run_does_not_count(host):
 
 
 @pytest.mark.comfy
-def test_a_plan_that_was_recorded_is_followed(calibrated):
-    host, _ = calibrated
+def test_a_plan_that_was_recorded_is_followed(host):
+    for index in range(3):
+        _, log = said(host, sampling(index, name="followed"))
+    assert "wrote followed.safetensors from 3 runs" in log
     graph = sampling(0)
     graph["load"] = node(
-        "ParoLoad", model=["demo", 0], plan="ordinary.safetensors", density=0.5, qk_bits="8",
+        "ParoLoad", model=["demo", 0], plan="followed.safetensors", density=0.5, qk_bits="8",
         pv_bits="8", warmup=0.0, dense_layers="", min_tokens=0, on_unsupported="error",
     )  # fmt: skip
     graph["sample"]["inputs"]["model"] = ["load", 0]
