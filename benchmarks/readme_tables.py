@@ -50,7 +50,9 @@ def attention_table(results: Path) -> str | None:
             for d in DENSITIES
         ]
         error = f"{by_density[1.0]['rel_err']:.3f}" if 1.0 in by_density else ""
-        cells = [f"{tokens:,}, {heads} x {head_dim}", bits, f"{block[0]}x{block[1]}"]
+        extra = next(iter(by_density.values())).get("extra_tokens")
+        length = f"{tokens:,}" + (f" ({extra} text)" if extra else "")
+        cells = [f"{length}, {heads} x {head_dim}", bits, f"{block[0]}x{block[1]}"]
         cells += [f"{dense[shape]:.2f} ms", *speeds, error]
         lines.append(f"| {' | '.join(cells)} |")
     uneven = (
