@@ -19,8 +19,8 @@ from ..quantization import hadamard_matrix
 from .call_arguments import Buffer, allocated
 from .fp4_numbers import quantize
 from .int4_prepass import key_of_k
-from .prepass_tiles import rotate
-from .primitives import head_offset, row_mask
+from .prepass_tiles import centred, rotate, rows_of, tokens_at
+from .primitives import head_offset
 
 
 class Fp4Inputs(NamedTuple):
@@ -46,15 +46,6 @@ class Fp4Inputs(NamedTuple):
 def step_of(top):
     """float32 scale of values up to ``top``: 6 times 256 of it."""
     return tl.maximum(top, 1e-12) * (1.0 / 1536.0)
-
-
-@triton.jit
-def rows_of(x, stride, order, position, end, d, HEAD_DIM: tl.constexpr, D: tl.constexpr):
-    """Rows of x at these positions of the order, [rows, D] float32; zero from ``end`` on."""
-    valid = position < end
-    token = tl.load(order + position, mask=valid, other=0).to(tl.int64)
-    mask = row_mask(valid, d, HEAD_DIM, D)
-    return tl.load(x + token[:, None] * stride + d[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -97,9 +88,8 @@ def fp4_prepass_kernel(
     n = tl.arange(0, ROWS)
     pair = tl.arange(0, D // 2)
     group = tl.arange(0, D // 16)
-    position = first + n
-    valid = position < end
     order = permutation + tl.load(order_of_head + h).to(tl.int64) * S
+    span = (0, end, order - shift)  # rows are asked for by their positions
     size = tl.minimum(end - first, ROWS).to(tl.float32)
     stored = batch_head * stored_blocks + block
 
@@ -109,7 +99,8 @@ def fp4_prepass_kernel(
         Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
         for start in range(0, ROWS, 64):
             at = first + start + part
-            q = rows_of(Q, q_stride_s, order - shift, at, end, d, HEAD_DIM, D)
+            token, valid = tokens_at(at, span, True)
+            q = rows_of(Q, token, valid, q_stride_s, d, HEAD_DIM, D)
             q = rotate_in_groups(q, hadamard, 64, D)
             q_unit = step_of(tl.max(tl.abs(q), 1))
             q_packed, q_scales = quantize(q * (1.0 / q_unit)[:, None], 64, D)
@@ -119,8 +110,9 @@ def fp4_prepass_kernel(
             tl.store(q_scale + q_row[:, None] * (D // 16) + group[None, :], q_scales)
     elif role == 1:
         K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
-        k = rows_of(K, k_stride_s, order - shift, position, end, d, HEAD_DIM, D)
-        k = tl.where(valid[:, None], k - tl.load(k_mean + batch_head * D + d)[None, :], 0.0)
+        token, valid = tokens_at(first + n, span, True)
+        k = rows_of(K, token, valid, k_stride_s, d, HEAD_DIM, D)
+        k = centred(k, tl.load(k_mean + batch_head * D + d), valid)
         k = k.reshape([ROWS // 16, 16, D])
         sums = tl.sum(k, 1)
         tl.store(pooled_k + stored * D + d, (tl.sum(sums, 0) / size).to(K.dtype.element_ty))
@@ -142,12 +134,11 @@ def fp4_prepass_kernel(
         high = tl.full([D], float("-inf"), tl.float32)
         low = -high
         for start in range(0, ROWS, 64):
-            at = first + start + part
-            v = rows_of(V, v_stride_s, order - shift, at, end, d, HEAD_DIM, D)
+            token, valid = tokens_at(first + start + part, span, True)
+            v = rows_of(V, token, valid, v_stride_s, d, HEAD_DIM, D)
             total += tl.sum(v, 0)
-            here = (at < end)[:, None]
-            high = tl.maximum(high, tl.max(tl.where(here, v, float("-inf")), 0))
-            low = tl.minimum(low, tl.min(tl.where(here, v, float("inf")), 0))
+            high = tl.maximum(high, tl.max(tl.where(valid[:, None], v, float("-inf")), 0))
+            low = tl.minimum(low, tl.min(tl.where(valid[:, None], v, float("inf")), 0))
         v_mean = (total / size).to(V.dtype.element_ty)
         tl.store(pooled_v + stored * D + d, v_mean)
         v_mean = v_mean.to(tl.float32)
@@ -157,9 +148,8 @@ def fp4_prepass_kernel(
         key_group = tl.arange(0, 4)
         v_row = (stored * D + d)[:, None]
         for start in range(0, ROWS, 64):
-            at = first + start + part
-            v = rows_of(V, v_stride_s, order - shift, at, end, d, HEAD_DIM, D)
-            v = tl.where((at < end)[:, None], v - v_mean[None, :], 0.0)
+            token, valid = tokens_at(first + start + part, span, True)
+            v = centred(rows_of(V, token, valid, v_stride_s, d, HEAD_DIM, D), v_mean, valid)
             v_packed, v_scales = quantize(tl.trans(v * (1.0 / v_unit)), D, 64)
             tl.store(v4 + v_row * (ROWS // 2) + start // 2 + key_pair[None, :], v_packed)
             tl.store(v_scale + v_row * (ROWS // 16) + start // 16 + key_group[None, :], v_scales)

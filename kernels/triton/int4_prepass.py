@@ -20,8 +20,8 @@ from ..int4_layout import LANES, NIBBLES, ROWS, STEP, WORDS
 from ..packed_layout import PackedLayout
 from ..quantization import hadamard_matrix, statistics_step
 from .call_arguments import Buffer, allocated
-from .prepass_tiles import rotate
-from .primitives import head_offset, round_to_int, row_mask, token_of_position
+from .prepass_tiles import centred, rotate, rows_of, tokens_at
+from .primitives import head_offset, round_to_int, token_of_position
 
 RECORD_ROWS = 4
 # The kernel takes sums of P.V for bits of floats, n * 2**-149, and multiplies by the step first.
@@ -91,19 +91,17 @@ def int4_prepass_kernel(
     n = tl.arange(0, ROWS)
     word = tl.arange(0, D // 8)
     # V's keys come in the order in which their levels share a word.
-    position = first + tl.where(role == 2, key_of_k(n), n)
-    valid = position < end
+    stored_at = tl.where(role == 2, key_of_k(n), n)
+    position = first + stored_at
     order = permutation + tl.load(order_of_head + h).to(tl.int64) * S
-    token = tl.load(order + position - shift, mask=valid, other=0).to(tl.int64)
-    mask = row_mask(valid, d, HEAD_DIM, D)
+    token, valid = tokens_at(stored_at, (first, end, order - shift), True)
     size = tl.minimum(end - first, ROWS).to(tl.float32)
     stored = batch_head * stored_blocks + block
     record += stored * (4 * WIDTH)
 
     if role == 0:
         Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
-        q_x = tl.load(Q + token[:, None] * q_stride_s + d[None, :], mask=mask, other=0.0)
-        q_x = rotate(q_x.to(tl.float32), hadamard, ROWS, D)
+        q_x = rotate(rows_of(Q, token, valid, q_stride_s, d, HEAD_DIM, D), hadamard, ROWS, D)
         q_step = tl.maximum(tl.max(tl.abs(q_x), 1), 1e-12) * (1.0 / 7.0)
         tl.store(q_scale + batch_head * rows_padded + position, q_step)
         q_words = words_of(round_to_int(q_x * (1.0 / q_step)[:, None]), ROWS, D)
@@ -114,13 +112,11 @@ def int4_prepass_kernel(
         tl.store(q4 + q_line * 128 + lane * 4 + q_place, q_words)
     elif role == 1:
         K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
-        k_x = tl.load(K + token[:, None] * k_stride_s + d[None, :], mask=mask, other=0.0)
-        k_x = k_x.to(tl.float32) - tl.load(k_mean + batch_head * D + d)[None, :]
-        k_x = tl.where(valid[:, None], k_x, 0.0)
+        k_x = rows_of(K, token, valid, k_stride_s, d, HEAD_DIM, D)
+        k_x = centred(k_x, tl.load(k_mean + batch_head * D + d), valid)
         block_mean = (tl.sum(k_x, 0) / size).to(K.dtype.element_ty)
         tl.store(pooled_k + stored * D + d, block_mean)
-        k_x = tl.where(valid[:, None], k_x - block_mean.to(tl.float32)[None, :], 0.0)
-        k_x = rotate(k_x, hadamard, ROWS, D)
+        k_x = rotate(centred(k_x, block_mean.to(tl.float32), valid), hadamard, ROWS, D)
         k_step = tl.maximum(tl.max(tl.abs(k_x), 1), 1e-12) * (1.0 / 7.0)
         k_words = words_of(round_to_int(k_x * (1.0 / k_step)[:, None]), ROWS, D)
         k_place = place_in_b(n[:, None], word[None, :], D // 64)
@@ -130,11 +126,10 @@ def int4_prepass_kernel(
         tl.store(record + token_of_position(n, True), k_step)
     else:
         V += head_offset(b, h, v_stride_b, v_stride_h, ALIGNMENT)
-        v_x = tl.load(V + token[:, None] * v_stride_s + d[None, :], mask=mask, other=0.0)
-        v_x = v_x.to(tl.float32)
+        v_x = rows_of(V, token, valid, v_stride_s, d, HEAD_DIM, D)
         v_mean = (tl.sum(v_x, 0) / size).to(V.dtype.element_ty)
         tl.store(pooled_v + stored * D + d, v_mean)
-        v_x = tl.where(valid[:, None], v_x - v_mean.to(tl.float32)[None, :], 0.0)
+        v_x = centred(v_x, v_mean.to(tl.float32), valid)
         low = tl.min(v_x, 0)
         v_step = tl.maximum((tl.max(v_x, 0) - low) * (1.0 / 15.0), 1e-12)
         column = record + token_of_position(d, True)

@@ -132,8 +132,7 @@ def prepared_buffers(plan: CallPlan) -> dict[str, Buffer]:
         buffers["q8"] = Buffer(torch.int8, (pairs, rows, width))
         buffers["q_scale"] = Buffer(torch.float32, (pairs, rows))
         # Two pairs more than there are: the Hopper kernel asks for scales ahead of a head's end.
-        of_scale = blocks if qk_bits == 8 else rows
-        buffers["k_scale"] = Buffer(torch.float32, (pairs + 2, of_scale))
+        buffers["k_scale"] = Buffer(torch.float32, (pairs + 2, blocks if qk_bits == 8 else rows))
     if pv_bits == 16:
         buffers["values"] = Buffer(shape.dtype, (pairs, rows, width))
     else:
