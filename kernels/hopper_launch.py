@@ -41,7 +41,7 @@ def hopper_serves(
         and head_dim in HEAD_DIMS
         and block[0] % QUERY_ROWS == 0
         and block[1] in KEY_BLOCKS
-        # An odd list's last step has zero keys beside it, which drown keys far below the mean one's
-        # logit; with a tail no row's largest logit is there.
-        and (tail or block[1] == max(KEY_BLOCKS))
+        # The zero keys that fill an odd list's last step drown keys whose logits all lie far below
+        # the mean key's. With a tail a row always has larger ones.
+        and (tail or block[1] == STEP_KEYS)
     )
