@@ -1,7 +1,7 @@
 """Pre-pass: reads q, k, v where the model left them, gathers, removes K's mean, pools, quantises.
 
-One launch does the three tensors; statistics launches before it find K's mean and V's range. Sums
-go through partial results in a fixed order, so the same input gives the same bits.
+A first launch does Q and samples K and V, a second finds K's mean and V's range, a third does K and
+V. Sums go through partial results in a fixed order, so the same input gives the same bits.
 
 Tensors are stored in the order and with the holes of ``PackedLayout``, holes as zeros: queries and
 keys [B*H, rows, D]; values [B*H, rows, D] in 16 bits and [B*H, KVb, D, block] below (transposed,
@@ -21,12 +21,12 @@ from torch import Tensor
 from ..quantization import hadamard_matrix
 from .call_arguments import Buffer
 from .call_plan import CallPlan, strides_of
-from .prepass_tiles import MAX_ROTATION, pack_keys, pack_queries, pack_values
+from .prepass_queries import prepare_queries
+from .prepass_tiles import MAX_ROTATION, pack_keys, pack_values, span_at
 from .primitives import head_offset
-from .statistics import measure, statistics_buffers
+from .statistics import statistics_buffers, summarise
 
-# Tokens of a tile of Q, channels of one of V, and tokens of 8-bit K that are held at a time.
-QUERY_TILE = 64
+# Channels of a tile of V, and tokens of 8-bit K that are held at a time.
 CHANNELS = 64
 KEY_CHUNK = 32
 
@@ -35,64 +35,50 @@ KEY_CHUNK = 32
     do_not_specialize=("S", "H", "grid_tokens", "extra_start", "rows_padded", "stored_blocks")
 )
 def prepass_kernel(
-    Q, K, V, permutation, order_of_head, k_mean, v_scale, hadamard,
-    q8, q_scale, keys, k_scale, values, v_step, v_low, pooled_k, pooled_v,
-    q_stride_b, q_stride_h, q_stride_s,
+    K, V, permutation, order_of_head, k_mean, v_scale, hadamard,
+    keys, k_scale, values, v_step, v_low, pooled_k, pooled_v,
     k_stride_b, k_stride_h, k_stride_s,
     v_stride_b, v_stride_h, v_stride_s,
     S, H, grid_tokens, extra_start, rows_padded, stored_blocks,
     HEAD_DIM: tl.constexpr, D: tl.constexpr, ALIGNMENT: tl.constexpr,
-    ROWS: tl.constexpr, QUERY_ROWS: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr,
+    ROWS: tl.constexpr, CHANNELS: tl.constexpr, CHUNK: tl.constexpr,
     QK_BITS: tl.constexpr, PV_BITS: tl.constexpr, FP8: tl.constexpr, POOL: tl.constexpr,
-    GATHER: tl.constexpr, PERMUTE_KEYS: tl.constexpr, FIRST_ROLE: tl.constexpr,
+    GATHER: tl.constexpr, PERMUTE_KEYS: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles, B*H, roles): a tile of Q (role 0), K (1) or V (2), or nothing behind the last.
+    """Grid (tiles, B*H, 2): a tile of K (0) or V (1), or nothing behind the last.
 
-    A tile is QUERY_ROWS tokens of Q, a block of ROWS tokens of K, CHANNELS channels of such a block
-    of V. CHUNK: tokens of 8-bit K that are held at a time. GATHER: rows are gathered by the head's
-    permutation and K's mean is removed; else the rows of K and V are taken as they lie.
+    A tile is a block of ROWS tokens of K, or CHANNELS channels of one of V. CHUNK: tokens of 8-bit
+    K that are held at a time. GATHER: rows are gathered by the head's permutation and K's mean is
+    removed; else the rows of K and V are taken as they lie.
     """
     tile = tl.program_id(0)
     batch_head = tl.program_id(1).to(tl.int64)
-    role = tl.program_id(2) + FIRST_ROLE
+    of_values = tl.program_id(2) == 1
     b = batch_head // H
     h = batch_head % H
     block = tile
-    first = tile * ROWS
     first_channel = 0
-    if (role == 0) & (FIRST_ROLE == 0):
-        first = tile * QUERY_ROWS
-    elif role == 2:
+    if of_values:
         block = tile // (D // CHANNELS)
-        first = block * ROWS
         first_channel = tile % (D // CHANNELS) * CHANNELS
-    end = grid_tokens
-    shift = 0  # of positions against columns of the permutation
-    if first >= extra_start:
-        shift = extra_start - grid_tokens
-        end = shift + S
-    pooled = (batch_head * stored_blocks + block) * D
-    if first >= rows_padded:  # the roles have different numbers of tiles
+    first = block * ROWS
+    if first >= rows_padded:  # K has fewer tiles than V
         return
-    if (role > 0) & (first >= end):
+    span = span_at(first, permutation, order_of_head, h, S, grid_tokens, extra_start)
+    pooled = (batch_head * stored_blocks + block) * D
+    if first >= span[1]:
         # Holes and padding of the query side only.
         if POOL:
             # The tail loads a hole's pooled rows with its neighbours', and must not meet a NaN.
             d = tl.arange(0, D)
             hole = (d < D) & (block < stored_blocks) & (first_channel == 0)
             zero = tl.zeros([D], dtype=tl.float32)
-            tl.store(pooled_k + pooled + d, zero.to(K.dtype.element_ty), mask=hole & (role == 1))
-            tl.store(pooled_v + pooled + d, zero.to(V.dtype.element_ty), mask=hole & (role == 2))
+            hole_of_keys = hole & (of_values == 0)
+            tl.store(pooled_k + pooled + d, zero.to(K.dtype.element_ty), mask=hole_of_keys)
+            tl.store(pooled_v + pooled + d, zero.to(V.dtype.element_ty), mask=hole & of_values)
         return
-    span = (first, end, permutation + tl.load(order_of_head + h).to(tl.int64) * S - shift)
     row = batch_head * rows_padded + first
-    if (FIRST_ROLE == 0) & (role == 0):  # otherwise the compiler leaves it out
-        Q += head_offset(b, h, q_stride_b, q_stride_h, ALIGNMENT)
-        pack_queries(
-            Q, q_stride_s, span, hadamard, q8 + row * D, q_scale + row,
-            HEAD_DIM, D, QUERY_ROWS, QK_BITS,
-        )  # fmt: skip
-    elif role == 1:
+    if of_values == 0:
         K += head_offset(b, h, k_stride_b, k_stride_h, ALIGNMENT)
         scale = k_scale
         if QK_BITS == 8:
@@ -174,30 +160,26 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
     blocks, padded, pairs = layout.stored_blocks, layout.rows, batch * heads
     low_qk, low_pv = qk_bits < 16, pv_bits < 16
     if low_qk or pv_bits == 8:
-        measure(plan, tensors)
-    first_role = 0 if low_qk else 1
-    query_rows, channels = min(rows, QUERY_TILE), min(width, CHANNELS)
-    tiles = blocks * (width // channels)
-    if low_qk:
-        tiles = max(tiles, padded // query_rows)
+        prepare_queries(plan, tensors)
+        summarise(plan, tensors)
+    channels = min(width, CHANNELS)
     plan.run(
         prepass_kernel,
-        (tiles, pairs, 3 - first_role),
+        (blocks * (width // channels), pairs, 2),
         tensors,
         (
-            "q", "k", "v", "permutation", "order_of_head", "k_mean", "v_scale", "hadamard",
-            "q8", "q_scale", "keys", "k_scale", "values", "v_scale", "v_low",
-            "pooled_k", "pooled_v",
+            "k", "v", "permutation", "order_of_head", "k_mean", "v_scale", "hadamard",
+            "keys", "k_scale", "values", "v_scale", "v_low", "pooled_k", "pooled_v",
         ),
         (
-            *strides_of(shape, 0), *strides_of(shape, 1), *strides_of(shape, 2),
+            *strides_of(shape, 1), *strides_of(shape, 2),
             tokens, heads, layout.grid_tokens, layout.extra_start, padded, blocks,
         ),
         {
             "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": plan.alignment, "ROWS": rows,
-            "QUERY_ROWS": query_rows, "CHANNELS": channels, "CHUNK": min(rows, KEY_CHUNK),
+            "CHANNELS": channels, "CHUNK": min(rows, KEY_CHUNK),
             "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": plan.pooled,
-            "GATHER": True, "PERMUTE_KEYS": low_qk and low_pv, "FIRST_ROLE": first_role,
+            "GATHER": True, "PERMUTE_KEYS": low_qk and low_pv,
         },
         launch_of="tokens",
         num_warps=_warps(rows, width, qk_bits),
@@ -212,19 +194,19 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
             (tiles * (width // channels), pairs, 2),
             tensors,
             (
-                "q", "pooled_k", "pooled_v", "permutation", "order_of_head", "k_mean", "v_scale",
-                "hadamard", "q8", "q_scale", "tail_keys", "tail_key_scale", "tail_values",
+                "pooled_k", "pooled_v", "permutation", "order_of_head", "k_mean", "v_scale",
+                "hadamard", "tail_keys", "tail_key_scale", "tail_values",
                 "v_scale", "v_low", "pooled_k", "pooled_v",
             ),
             (
-                *stride, *stride, *stride,
+                *stride, *stride,
                 layout.key_blocks, 1, layout.key_blocks, tiles * tile, tiles * tile, tiles,
             ),
             {
                 "HEAD_DIM": width, "D": width, "ALIGNMENT": 1, "ROWS": tile,
-                "QUERY_ROWS": tile, "CHANNELS": channels, "CHUNK": min(tile, KEY_CHUNK),
+                "CHANNELS": channels, "CHUNK": min(tile, KEY_CHUNK),
                 "QK_BITS": qk_bits, "PV_BITS": pv_bits, "FP8": fp8, "POOL": False, "GATHER": False,
-                "PERMUTE_KEYS": low_pv, "FIRST_ROLE": 1,
+                "PERMUTE_KEYS": low_pv,
             },
             launch_of="tail",
             num_warps=8,

@@ -132,6 +132,17 @@ def pack_values(
 
 
 @triton.jit
+def span_at(first, permutation, order_of_head, h, S, grid_tokens, extra_start):
+    """The span of a head's tile that begins at position ``first``; see the module docstring."""
+    end = grid_tokens
+    shift = 0  # of positions against columns of the permutation
+    if first >= extra_start:
+        shift = extra_start - grid_tokens
+        end = shift + S
+    return first, end, permutation + tl.load(order_of_head + h).to(tl.int64) * S - shift
+
+
+@triton.jit
 def tokens_at(n, span, GATHER: tl.constexpr):
     """Tokens of the tile's rows ``n``, and whether there are any."""
     first, end, order = span

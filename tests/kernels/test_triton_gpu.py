@@ -22,7 +22,7 @@ if torch.cuda.is_available():
     from paro_attention.kernels.triton.attention import attention_kernel
     from paro_attention.kernels.triton.hopper import hopper_attention_kernel
     from paro_attention.kernels.triton.prepass import prepass_kernel
-    from paro_attention.kernels.triton.statistics import statistics_kernel
+    from paro_attention.kernels.triton.prepass_queries import queries_kernel
 
 pytestmark = pytest.mark.gpu
 # bfloat16 rounds P and the output to 8 bits: 2**-9 in the mean, a little more over several tiles.
@@ -123,7 +123,7 @@ def test_a_joint_sequence_at_density_one_is_dense_attention(head_dim, biased):
 def test_another_text_length_compiles_nothing_new(hidden):
     def compiled():
         device = torch.cuda.current_device()
-        kernels = (attention_kernel, hopper_attention_kernel, prepass_kernel, statistics_kernel)
+        kernels = (attention_kernel, hopper_attention_kernel, prepass_kernel, queries_kernel)
         return [len(kernel.device_caches[device][0]) for kernel in kernels if kernel]
 
     def run(tokens, extra):
