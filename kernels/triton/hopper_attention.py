@@ -70,37 +70,9 @@ def hopper_attention_kernel(
         )
         row_shift = gl.where(extra_rows, shift, 0)
         row_end = gl.where(extra_rows, shift + S, grid_tokens)
-    list_row = h * query_blocks + gl.where(extra_rows, 0, first_row // query_block)
-    list_start = gl.load(row_offsets + list_row)
-    count = gl.load(row_offsets + list_row + 1) - list_start
-    row_list = kv_indices + list_start
-    listed = count
-    if EXTRA:
-        listed = gl.where(extra_rows, 0, count)
-        count = gl.where(extra_rows, key_blocks, count)
-
-    last_block = key_blocks - 1
-    last_size = grid_tokens - last_block * BLOCK
-    # Keys that are not there: behind the end of the grid, of the extra tokens and of an odd list.
-    missing = 0
-    if (count > 0) & (last_size < BLOCK):
-        last_listed = gl.load(row_list + listed - 1, mask=listed > 0, other=0).to(gl.int32)
-        if EXTRA:
-            last_listed = gl.where(extra_rows, last_block, last_listed)
-        missing = gl.where(last_listed == last_block, BLOCK - last_size, 0)
-    blocks = count
-    if EXTRA:
-        extra_blocks = gl.cdiv(S - grid_tokens, BLOCK)
-        blocks += extra_blocks
-        missing += extra_blocks * BLOCK - (S - grid_tokens)
-    row = (row_list, listed, count, extra_start // BLOCK - count, blocks)
-    steps = gl.cdiv(blocks, BLOCKS)
-    missing += (steps * BLOCKS - blocks) * BLOCK
     pooled_tiles = gl.cdiv(key_blocks, STEP_KEYS)
-    tail_steps = 0
-    if TAIL:  # noqa: SIM102 - decided at compilation, the next line at run time
-        if count < key_blocks:
-            tail_steps = pooled_tiles
+    # Of a row that skips nothing every pooled row is hidden.
+    tail_steps = pooled_tiles if TAIL else 0
     head = ((batch_head * rows_padded).to(gl.int32), (batch_head * stored_blocks).to(gl.int32))
     tail_first = (batch_head * pooled_tiles).to(gl.int32)
     tail_key_scale += tail_first
@@ -112,17 +84,46 @@ def hopper_attention_kernel(
     ring = allocate_ring(keys, values, STAGES)
     fence_async_shared()
     block_barrier()
+    # What waits for nothing goes first: the row's list arrives meanwhile.
     mbarrier.expect(q_full, queries.block_type.nbytes)
     load_tile(queries, [head[0] + first_row, 0], q_full, q_tile)
-    for ahead in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
-        if TAIL:
+    if TAIL:
+        for ahead in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
             needed = ahead < tail_steps
             fetch_pooled(tail_keys, tail_values, tail_first, ahead, ring, ahead, needed)
+
+    list_row = h * query_blocks + gl.where(extra_rows, 0, first_row // query_block)
+    list_start = gl.load(row_offsets + list_row)
+    count = gl.load(row_offsets + list_row + 1) - list_start
+    row_list = kv_indices + list_start
+    listed = count
+    if EXTRA:
+        listed = gl.where(extra_rows, 0, count)
+        count = gl.where(extra_rows, key_blocks, count)
+    blocks = count
+    if EXTRA:
+        extra_blocks = gl.cdiv(S - grid_tokens, BLOCK)
+        blocks += extra_blocks
+    row = (row_list, listed, count, extra_start // BLOCK - count, blocks)
+    steps = gl.cdiv(blocks, BLOCKS)
+    for ahead in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
         if ahead >= tail_steps:
             index = ahead - tail_steps
             fetched = blocks_at(index, row, EXTRA, BLOCKS)
             fetch(keys, values, head, fetched, ring, ahead, index * BLOCKS < blocks)
 
+    # Where the rows go, asked for while the first keys are on their way, and kept out of registers.
+    TOKENS: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    out_row = first_row + gl.arange(0, QUERY_ROWS, TOKENS)
+    token_of = permutation + gl.load(order_of_head + h).to(gl.int64) * S
+    token = gl.load(token_of + out_row - row_shift, mask=out_row < row_end, other=0)
+    tokens = gl.allocate_shared_memory(
+        gl.int32, [QUERY_ROWS], gl.SwizzledSharedLayout(1, 1, 1, order=[0])
+    )
+    tokens.store(token)
+
+    last_block = key_blocks - 1
+    last_size = grid_tokens - last_block * BLOCK
     rows = gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, LOGITS))
     row_scale = gl.load(q_scale + batch_head * rows_padded + first_row + rows) * scale_log2
     state = first_state(D)
@@ -139,6 +140,9 @@ def hopper_attention_kernel(
         bias_of_head = gl.load(tail_bias + h) * LOG2_E
         full_bias = bias_of_head + gl.log2(BLOCK * 1.0)
         last_bias = bias_of_head + gl.log2(last_size.to(gl.float32))
+        if EXTRA:
+            full_bias = gl.where(extra_rows, float("-inf"), full_bias)
+            last_bias = gl.where(extra_rows, float("-inf"), last_bias)
         words = computed_bits + list_row * bit_words
         pooled_row = (words, key_blocks, last_block, full_bias, last_bias)
         for step in range(0, tail_steps):
@@ -154,8 +158,8 @@ def hopper_attention_kernel(
                 fetch_pooled(tail_keys, tail_values, tail_first, later, ring, later, True)
             else:
                 index = later - tail_steps
-                fetched = blocks_at(index, row, EXTRA, BLOCKS)
-                fetch(keys, values, head, fetched, ring, later, index * BLOCKS < blocks)
+                first_blocks = blocks_at(index, row, EXTRA, BLOCKS)
+                fetch(keys, values, head, first_blocks, ring, later, index * BLOCKS < blocks)
 
     key_scales = scales_of(k_scale, blocks_at(0, row, EXTRA, BLOCKS), BLOCKS)
     fetched = blocks_at(1, row, EXTRA, BLOCKS)
@@ -169,13 +173,25 @@ def hopper_attention_kernel(
         state = attend_step(state, q_tile, ring, step, row_scale, key_scales, biases, False)
         fetch(keys, values, head, fetched, ring, step + STAGES, later * BLOCKS < blocks)
         key_scales = next_scales
+
+    # Keys that are not there: behind the end of the grid, of the extra tokens and of an odd list.
+    missing = (steps * BLOCKS - blocks) * BLOCK
+    if (count > 0) & (last_size < BLOCK):
+        last_listed = gl.load(row_list + listed - 1, mask=listed > 0, other=0).to(gl.int32)
+        if EXTRA:
+            last_listed = gl.where(extra_rows, last_block, last_listed)
+        missing += gl.where(last_listed == last_block, BLOCK - last_size, 0)
+    if EXTRA:
+        missing += extra_blocks * BLOCK - (S - grid_tokens)
     state = without_missing(state, missing)
 
-    row = first_row + gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, accumulator(D)))
-    valid = row < row_end
-    token_of = permutation + gl.load(order_of_head + h).to(gl.int64) * S
-    token = gl.load(token_of + row - row_shift, mask=valid, other=0).to(gl.int64)
-    width = H * HEAD_DIM
+    # The rows pass through shared memory, which a valid barrier must not share with them.
+    _k_tiles, _v_tiles, k_full, v_full, _ones = ring
+    for stage in gl.static_range(STAGES):  # pyright: ignore[reportGeneralTypeIssues]
+        mbarrier.invalidate(k_full.index(stage))
+        mbarrier.invalidate(v_full.index(stage))
+    block_barrier()
     write_rows(
-        state, v_scale + batch_head * D, b * S + token, valid, Out, h * HEAD_DIM, width, HEAD_DIM
-    )
+        state, v_scale + batch_head * D, tokens, b * S, row_end - first_row, Out, h * HEAD_DIM,
+        H * HEAD_DIM, HEAD_DIM,
+    )  # fmt: skip

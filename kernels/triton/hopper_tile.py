@@ -245,19 +245,34 @@ def without_missing(state, missing):
     return acc, row_sum - of_rows(share, ADDED), row_max
 
 
+@gluon.constexpr_function
+def stored_rows(columns: int) -> gl.BlockedLayout:
+    """Layout of 64 rows of 16 bits in which threads side by side hold 16 bytes each of one row."""
+    lanes = min(columns // 8, 32)
+    return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [4, 1], [1, 0])
+
+
 @gluon.jit
-def write_rows(state, v_scale, tokens, valid, Out, head_offset, row_stride, HEAD_DIM: gl.constexpr):
+def write_rows(
+    state, v_scale, tokens, first_token, rows, Out, head_offset, row_stride, HEAD_DIM: gl.constexpr
+):
     """Divides by the denominators and stores the rows at their tokens.
 
-    ``tokens`` and ``valid`` [64]: where a row goes, if anywhere; ``v_scale``: pointer to the head's
-    D scales; ``head_offset``: of the head in a token's row of ``row_stride`` elements.
+    ``tokens`` [64]: in shared memory, where each row goes behind ``first_token``; ``rows``: how
+    many there are; ``v_scale``: pointer to the head's D scales; ``head_offset``: of the head in a
+    token's row of ``row_stride`` elements.
     """
     acc, row_sum, _row_max = state
     OUT: gl.constexpr = acc.type.layout
+    STORED: gl.constexpr = stored_rows(acc.shape[1])
     total = gl.convert_layout(gl.max(row_sum, 1), gl.SliceLayout(1, OUT))
     # A row with nothing to attend to is zero.
     acc = acc * (1.0 / gl.where(total == 0.0, 1.0, total))[:, None]
-    d = gl.arange(0, acc.shape[1], gl.SliceLayout(0, OUT))
-    acc = acc * gl.load(v_scale + d)[None, :]
-    out = Out + tokens[:, None] * row_stride + head_offset + d[None, :]
-    gl.store(out, acc.to(Out.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
+    acc = acc * gl.load(v_scale + gl.arange(0, acc.shape[1], gl.SliceLayout(0, OUT)))[None, :]
+    # The product's layout has 16 bytes of a row side by side, half of what L2 writes at a time.
+    x = gl.convert_layout(acc.to(Out.dtype.element_ty), STORED)
+    token = first_token + tokens.load(gl.SliceLayout(1, STORED)).to(gl.int64)
+    valid = gl.arange(0, acc.shape[0], gl.SliceLayout(1, STORED)) < rows
+    d = gl.arange(0, acc.shape[1], gl.SliceLayout(0, STORED))
+    out = Out + token[:, None] * row_stride + head_offset + d[None, :]
+    gl.store(out, x, mask=valid[:, None] & (d < HEAD_DIM)[None, :])
