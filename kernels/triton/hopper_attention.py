@@ -14,14 +14,13 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
+from .hopper_layouts import token_of_column
 from .hopper_ring import STEP_KEYS, allocate_ring, fetch, fetch_pooled, load_tile
 from .hopper_steps import LOG2_E, bias_of_pooled, blocks_at, scales_of
 from .hopper_tile import (
     QUERY_ROWS,
-    accumulator,
     attend_step,
     first_state,
-    token_of_column,
     without_missing,
     write_rows,
 )
@@ -50,7 +49,6 @@ def hopper_attention_kernel(
     """
     BLOCK: gl.constexpr = keys.block_type.shape[0]
     BLOCKS: gl.constexpr = STEP_KEYS // BLOCK
-    LOGITS: gl.constexpr = accumulator(STEP_KEYS)
     tile = gl.program_id(0)
     batch_head = gl.program_id(1).to(gl.int64)
     b = batch_head // H
@@ -124,9 +122,10 @@ def hopper_attention_kernel(
 
     last_block = key_blocks - 1
     last_size = grid_tokens - last_block * BLOCK
-    rows = gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, LOGITS))
-    row_scale = gl.load(q_scale + batch_head * rows_padded + first_row + rows) * scale_log2
     state = first_state(D)
+    rows = gl.arange(0, QUERY_ROWS, gl.SliceLayout(1, state[1].type.layout))
+    row_scale = gl.load(q_scale + batch_head * rows_padded + first_row + rows) * scale_log2
+    row_scale = row_scale[:, None] + gl.zeros_like(state[1])
     # A bias is computed once a column and spread, not by every thread for the columns it holds.
     ONCE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     HALF: gl.constexpr = STEP_KEYS // 2

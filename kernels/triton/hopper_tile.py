@@ -19,6 +19,21 @@ from .fp8_ptx import (
     OF_INTEGERS,
     OF_INTEGERS_OPERANDS,
     PACKED_KEYS,
+    RAISED_MAX,
+    RAISED_MAX_OPERANDS,
+)
+from .hopper_layouts import (
+    accumulator,
+    across,
+    as_operand,
+    by_thread,
+    first_of_pairs,
+    halves,
+    operand,
+    stored_rows,
+    thread_max,
+    times_by_thread,
+    whole,
 )
 from .hopper_ring import STEP_KEYS, SUM_COLUMNS
 from .int4_mma import block_barrier
@@ -30,20 +45,6 @@ FP8_LEAST_NORMAL = gl.constexpr(-6.0)
 FP8_LEAST = gl.constexpr(-9.0)
 
 
-@gluon.constexpr_function
-def accumulator(columns: int) -> gl.NVMMADistributedLayout:
-    """Layout of a product of 64 rows."""
-    return gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 32]
-    )
-
-
-@gluon.constexpr_function
-def operand(columns: int) -> gl.DotOperandLayout:
-    """Layout of 8-bit rows that are multiplied from registers; of ``accumulator(columns)``."""
-    return gl.DotOperandLayout(operand_index=0, parent=accumulator(columns), k_width=4)
-
-
 @gluon.jit
 def exp2(x):
     return gl.inline_asm_elementwise(
@@ -52,99 +53,64 @@ def exp2(x):
 
 
 @gluon.jit
-def token_of_column(n):
-    """Token offset whose key is stored at row ``n``; see ``primitives.token_of_position``."""
-    r = n % 16
-    return (n // 16) * 16 + 4 * ((r % 8) // 2) + 2 * (r // 8) + r % 2
-
-
-@gluon.jit
-def as_operand(x, LAYOUT: gl.constexpr):
-    """A tile in the accumulator's registers as the next product's operand: nothing moves.
-
-    K's rows are stored permuted inside groups of 16 for this; see ``token_of_column``.
-    """
-    ROWS: gl.constexpr = x.shape[0]
-    KEYS: gl.constexpr = x.shape[1]
-    x = x.reshape([ROWS, KEYS // 16, 2, 4, 2]).permute([0, 1, 3, 2, 4]).reshape([ROWS, KEYS])
-    return gl.convert_layout(x, LAYOUT)
-
-
-@gluon.jit
-def first_of_pairs(x):
-    """Every other column: a thread holds two neighbours, which are equal here."""
-    return gl.split(x.reshape([x.shape[0], x.shape[1] // 2, 2]))[0]
-
-
-@gluon.jit
-def of_rows(x, LAYOUT: gl.constexpr):
-    """A number per row, to be used with tiles of this layout."""
-    return gl.convert_layout(x, gl.SliceLayout(1, LAYOUT))[:, None]
-
-
-@gluon.jit
-def halves(x):
-    """The left and the right half of a tile's columns: registers of their own, nothing moves."""
-    return gl.split(x.reshape([x.shape[0], 2, x.shape[1] // 2]).permute([0, 2, 1]))
-
-
-@gluon.jit
-def whole(left, right):
-    """Undoes ``halves``."""
-    x = gl.join(left, right).permute([0, 2, 1])
-    return x.reshape([x.shape[0], 2 * x.shape[2]])
-
-
-@gluon.jit
 def biased_logits(s, factor, bias):
     """Logits [64, keys], base 2, of integers and a bias per key in any layout."""
     LAYOUT: gl.constexpr = s.type.layout
     # Spread only now: registers of a thread that are needed nowhere else.
     bias = gl.convert_layout(bias, gl.SliceLayout(0, LAYOUT))
-    return s.to(gl.float32) * of_rows(factor, LAYOUT) + bias[None, :]
+    return times_by_thread(s.to(gl.float32), factor) + bias[None, :]
 
 
 @gluon.jit
 def bytes_of_floats(x, offset, P: gl.constexpr):
     """P of logits [64, keys] in FP8, in the layout ``P`` of the next product's operand."""
-    LAYOUT: gl.constexpr = x.type.layout
-    return gl.inline_asm_elementwise(
-        OF_FLOATS, OF_FLOATS_OPERANDS, [as_operand(x + of_rows(offset, LAYOUT), P)],
+    split = by_thread(as_operand(x, P), 4)
+    SPLIT: gl.constexpr = split.type.layout
+    p = gl.inline_asm_elementwise(
+        OF_FLOATS, OF_FLOATS_OPERANDS, [split + across(offset, SPLIT)],
         dtype=gl.int8, is_pure=True, pack=PACKED_KEYS,
-    ).to(gl.float8e4nv, bitcast=True)  # fmt: skip
+    )  # fmt: skip
+    p = p.reshape([x.shape[0], x.shape[1]]).to(gl.float8e4nv, bitcast=True)
+    return gl.convert_layout(p, P)
 
 
 @gluon.jit
 def bytes_of_integers(s, factor, offset, P: gl.constexpr):
     """P of integer logits [64, keys] in FP8, in the layout ``P`` of the next product's operand."""
-    return gl.inline_asm_elementwise(
+    split = by_thread(as_operand(s, P), 4)
+    SPLIT: gl.constexpr = split.type.layout
+    p = gl.inline_asm_elementwise(
         OF_INTEGERS, OF_INTEGERS_OPERANDS,
         [
-            as_operand(s, P),
-            of_rows(factor, P),
-            of_rows(offset, P),
-            of_rows(factor * CODE_FACTOR, P),
-            of_rows(offset * CODE_FACTOR + CODE_OFFSET, P),
+            split,
+            across(factor, SPLIT),
+            across(offset, SPLIT),
+            across(factor * CODE_FACTOR, SPLIT),
+            across(offset * CODE_FACTOR + CODE_OFFSET, SPLIT),
         ],
         dtype=gl.int8, is_pure=True, pack=PACKED_KEYS,
-    ).to(gl.float8e4nv, bitcast=True)  # fmt: skip
+    )  # fmt: skip
+    p = p.reshape([s.shape[0], s.shape[1]]).to(gl.float8e4nv, bitcast=True)
+    return gl.convert_layout(p, P)
 
 
 @gluon.jit
 def first_state(D: gl.constexpr):
-    """(acc, row_sum, row_max) of rows that have attended to nothing yet."""
-    ROWS: gl.constexpr = gl.SliceLayout(1, accumulator(STEP_KEYS))
+    """(acc, row_sum, row_max) of rows that have attended to nothing yet.
+
+    ``row_sum`` and ``row_max`` [64, 4] are held by each of the four threads of a row.
+    """
     sums = gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=accumulator(SUM_COLUMNS))
-    lowest = gl.full([QUERY_ROWS], -1e30, gl.float32, layout=ROWS)
+    row_sum = first_of_pairs(sums)
     acc = gl.zeros([QUERY_ROWS, D], gl.float32, layout=accumulator(D))
-    return acc, first_of_pairs(sums), lowest
+    return acc, row_sum, row_sum - 1e30
 
 
 @gluon.jit
 def attend_step(state, q_tile, ring, step, row_scale, key_scales, biases, BIASED: gl.constexpr):
     """Folds the key blocks that step ``step`` fetched into (acc, row_sum, row_max).
 
-    ``row_scale`` [64] times the scale of a key block turns integers into logits in base 2;
+    ``row_scale`` [64, 4] times the scale of a key block turns integers into logits in base 2;
     BIASED: ``biases`` [64] of both halves of the tile are added to them. On return every warp of
     the group has read the tile.
     """
@@ -157,7 +123,7 @@ def attend_step(state, q_tile, ring, step, row_scale, key_scales, biases, BIASED
     OUT: gl.constexpr = accumulator(D)
     SUM: gl.constexpr = accumulator(SUM_COLUMNS)
     P: gl.constexpr = operand(D)
-    ROWS: gl.constexpr = row_max.type.layout
+    THREADS: gl.constexpr = row_max.type.layout
     stage = step % k_tiles.shape[0]
     phase = (step // k_tiles.shape[0]) & 1
     mbarrier.wait(k_full.index(stage), phase)
@@ -170,20 +136,22 @@ def attend_step(state, q_tile, ring, step, row_scale, key_scales, biases, BIASED
     last_factor = row_scale * key_scales[1]
     # The largest integer of a row is its largest logit, because the factors are positive.
     if BLOCKS == 1 and not BIASED:
-        tile_max = gl.max(s, 1).to(gl.float32) * factor
+        own_max = gl.convert_layout(thread_max(s), THREADS).to(gl.float32) * factor
     else:
         left, right = halves(s)
         if BIASED:
             left = biased_logits(left, factor, biases[0])
             right = biased_logits(right, last_factor, biases[1])
-            tile_max = gl.convert_layout(gl.maximum(gl.max(left, 1), gl.max(right, 1)), ROWS)
+            own_max = gl.convert_layout(gl.maximum(thread_max(left), thread_max(right)), THREADS)
         else:
-            tile_max = gl.maximum(
-                gl.convert_layout(gl.max(left, 1), ROWS).to(gl.float32) * factor,
-                gl.convert_layout(gl.max(right, 1), ROWS).to(gl.float32) * last_factor,
+            own_max = gl.maximum(
+                gl.convert_layout(thread_max(left), THREADS).to(gl.float32) * factor,
+                gl.convert_layout(thread_max(right), THREADS).to(gl.float32) * last_factor,
             )
     # A whole power of two: P's rounding is the same whichever block came first.
-    new_max = gl.maximum(row_max, gl.ceil(tile_max))
+    new_max = gl.inline_asm_elementwise(
+        RAISED_MAX, RAISED_MAX_OPERANDS, [own_max, row_max], dtype=gl.float32, is_pure=True, pack=2
+    )
     alpha = exp2(row_max - new_max)
     # P times 2**P_EXPONENT in numerator and denominator: FP8's subnormals are out of the way.
     offset = P_EXPONENT - new_max
@@ -216,13 +184,11 @@ def attend_step(state, q_tile, ring, step, row_scale, key_scales, biases, BIASED
         last_p = gl.convert_layout(last_p, operand(SUM_COLUMNS))
         added = warpgroup_mma(last_p, one, added, is_async=True)
     product, added = warpgroup_mma_wait(0, deps=(product, added))
-    added = first_of_pairs(added)
-    ADDED: gl.constexpr = added.type.layout
     block_barrier()
     # A sum of its own for every tile: Hopper's tensor cores add FP8 products with about 14 bits and
     # cut the rest off, which one long sum would not survive.
-    acc = acc * of_rows(alpha, OUT) + product
-    row_sum = row_sum * of_rows(alpha, ADDED) + added
+    acc = times_by_thread(acc, alpha) + product
+    row_sum = row_sum * alpha + first_of_pairs(added)
     return acc, row_sum, new_max
 
 
@@ -236,20 +202,12 @@ def without_missing(state, missing):
     one, 2e-3 of the denominator at most.
     """
     acc, row_sum, row_max = state
-    ADDED: gl.constexpr = row_sum.type.layout
     exponent = P_EXPONENT - row_max
     each = gl.where(exponent >= FP8_LEAST_NORMAL, 1.0, 0.75)
     share = each * exp2(exponent) * missing.to(gl.float32)
     # A row that attended to nothing has no maximum.
     share = gl.where((missing > 0) & (exponent >= FP8_LEAST), share, 0.0)
-    return acc, row_sum - of_rows(share, ADDED), row_max
-
-
-@gluon.constexpr_function
-def stored_rows(columns: int) -> gl.BlockedLayout:
-    """Layout of 64 rows of 16 bits in which threads side by side hold 16 bytes each of one row."""
-    lanes = min(columns // 8, 32)
-    return gl.BlockedLayout([1, 8], [32 // lanes, lanes], [4, 1], [1, 0])
+    return acc, row_sum - share, row_max
 
 
 @gluon.jit
