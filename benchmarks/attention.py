@@ -30,6 +30,8 @@ from timing import machine
 
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1)
 SPARSE = DENSITIES[1:]
+# Of Q.K and P.V: values in 16 bits.
+OF_16_BITS = ((8, 16), (16, 16))
 BLOCKS = ((64, 128), (128, 128), (64, 64), (128, 64))
 SHAPES: dict[str, tuple[Shape, ...]] = {
     "main": (Shape(12, 32768, 128, grid=(8, 64, 64), peers="all"),),
@@ -57,12 +59,14 @@ def settings_of(shape: Shape, group: str, masks: tuple[str, ...], quick: bool) -
     else:
         chosen = [Setting(d, block, alone=True) for block in BLOCKS for d in DENSITIES]
         chosen += [Setting(d, tail=False) for d in (0.5, 0.2)]
-        chosen += [Setting(d, bits=(8, 16), alone=True) for d in (1.0, 0.5, 0.2)]
-        chosen += [Setting(d, bits=bits) for bits in ((16, 16), (4, 4)) for d in (1.0, 0.5, 0.2)]
+        chosen += [Setting(d, bits=bits, alone=True) for bits in OF_16_BITS for d in DENSITIES]
+        chosen += [Setting(d, bits=(4, 4)) for d in (1.0, 0.5, 0.2)]
     if "random" not in masks:
         chosen = [setting for setting in chosen if setting.density == 1.0]
     if "demo" in masks and shape.grid is not None:
         chosen += [Setting(d, masks="demo") for d in SPARSE]
+        if group == "main" and not quick:
+            chosen += [Setting(d, bits=bits, masks="demo") for bits in OF_16_BITS for d in SPARSE]
     return chosen
 
 
