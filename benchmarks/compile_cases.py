@@ -20,6 +20,7 @@ import triton  # noqa: E402
 from paro_attention.kernels import BlockMask  # noqa: E402
 from paro_attention.kernels import triton as kernels  # noqa: E402
 from paro_attention.kernels.hopper_launch import hopper_serves  # noqa: E402
+from paro_attention.kernels.hopper_wide_launch import wide_serves  # noqa: E402
 from paro_attention.kernels.int4_launch import int4_serves  # noqa: E402
 from paro_attention.kernels.packed_layout import padded_head_dim  # noqa: E402
 from paro_attention.kernels.triton import fp4, int4  # noqa: E402
@@ -76,13 +77,14 @@ class Case:
 
     @property
     def biased(self) -> bool:
-        """Whether extra keys have a bias, which the Hopper kernel does not take."""
+        """Whether extra keys have a bias, which the Hopper kernels do not take."""
         return self.extra and (self.portable or not self.on_hopper_kernel)
 
     @property
     def on_hopper_kernel(self) -> bool:
         card, width = divmod(self.capability, 10), padded_head_dim(self.head_dim)
-        return hopper_serves(card, width, self.block, *self.bits, self.fp8, self.tail)
+        eight_bits = hopper_serves(card, width, self.block, *self.bits, self.fp8, self.tail)
+        return eight_bits or wide_serves(card, width, self.block, *self.bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +216,7 @@ def _attend(case: Case) -> None:
     )  # fmt: skip
     plan = CallPlan.of(shape)
     plan.hopper = plan.hopper and not case.portable
+    plan.wide = plan.wide and not case.portable
     kernels._record(plan, given, torch.empty_like(q))
 
 

@@ -56,6 +56,8 @@ KNOWN = (
     ("sm_90", "attention_kernel", r"bits 8/8, blocks 64x64, joint"),
     ("sm_90", "hopper_attention_kernel", r"head_dim (64|128), "),
     ("sm_90", "hopper_attention_kernel", r"head_dim 96, bits 8/8, blocks 64x64, "),
+    ("sm_90", "hopper_wide_kernel", r"head_dim (64|96|128), bits (8|16)/16, .*joint"),
+    ("sm_90", "hopper_wide_kernel", r"head_dim (96|128), bits (8|16)/16, .*grid"),
 )
 MOST_KNOWN_BYTES = 100
 NEVER_KNOWN = {"undefined", "reused"}

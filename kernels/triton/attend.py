@@ -10,6 +10,7 @@ from .attention import attention_kernel
 from .call_arguments import Tile
 from .call_plan import CallPlan, strides_of
 from .hopper import attend_on_hopper
+from .hopper_wide import attend_wide
 from .primitives import LOG2_E
 
 
@@ -22,6 +23,9 @@ def attend(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
     """
     if plan.hopper:
         attend_on_hopper(plan, tensors)
+        return
+    if plan.wide:
+        attend_wide(plan, tensors, strides_of(plan.shape, 0))
         return
     layout, launch, shape = plan.layout, plan.launch, plan.shape
     batch, heads, tokens, head_dim = shape.sizes

@@ -58,14 +58,18 @@ class Tile(NamedTuple):
     gluon: bool = False
 
     def descriptor(self, tensor: Tensor) -> Any:
-        """Of a tensor, for a kernel in Triton, or for one in Gluon that reads 8-bit rows."""
+        """Of a tensor."""
         rows, tile = tensor.flatten(0, -2), list(self.tile)
         if self.gluon:
+            from triton.experimental.gluon.language import NVMMASharedLayout
             from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-            from .hopper_ring import shared_rows
-
-            return TensorDescriptor.from_tensor(rows, tile, shared_rows(self.tile[1]))
+            size = tensor.element_size()
+            # As the copy engine writes tiles and the products read them.
+            layout = NVMMASharedLayout(
+                swizzle_byte_width=min(self.tile[1] * size, 128), element_bitwidth=8 * size, rank=2
+            )
+            return TensorDescriptor.from_tensor(rows, tile, layout)
         from triton.tools.tensor_descriptor import TensorDescriptor
 
         return TensorDescriptor.from_tensor(rows, tile)

@@ -20,7 +20,7 @@ from ..launch import LaunchConfig, select_launch
 from ..packed_layout import PackedLayout, low_tail, padded_head_dim, pooled_tile
 from .call_arguments import Buffer, Described, Tile, allocated, total_bytes
 from .head_groups import HeadGroups
-from .hopper_support import hopper_available
+from .hopper_support import hopper_available, wide_available
 from .primitives import stride_alignment
 
 # What the copy engine loads by; Triton 3.3 lacks it.
@@ -84,6 +84,7 @@ class CallPlan:
         launch: how the attention kernel is launched.
         tma, paired: whether keys and values come by the copy engine; whether two blocks a step.
         hopper: whether Hopper's own kernel serves the calls.
+        wide: whether Hopper's kernel of 16-bit values does.
         buffers: the call's own tensors by name.
         kept: tensors by name that all calls share.
         groups: how many heads run together; decided by the first call.
@@ -97,6 +98,7 @@ class CallPlan:
     tma: bool
     paired: bool
     hopper: bool
+    wide: bool
     buffers: dict[str, Buffer] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
     groups: HeadGroups | None = None
@@ -134,6 +136,9 @@ class CallPlan:
                 shape.fp8,
                 shape.tail,
             ),
+            wide=shape.device >= 0
+            and not shape.biased
+            and wide_available(capability, head_dim, shape.block, shape.qk_bits, shape.pv_bits),
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Mapping, Sequence
 
 GLUON = "triton.experimental.gluon"
@@ -28,6 +29,21 @@ HOPPER_NEEDS = INT4_NEEDS | {
     f"{GLUON}.language.nvidia.hopper.tma": ("async_copy_global_to_shared",),
     f"{GLUON}.nvidia.hopper": ("TensorDescriptor",),
 }  # fmt: skip
+
+
+# Its kernel of several partitions a program takes these besides.
+PARTITION_NEEDS = {
+    f"{GLUON}.language": ("inline_asm_elementwise", "multiple_of", "warp_specialize"),
+    f"{GLUON}.language.nvidia.hopper.mbarrier": ("arrive",),
+}
+
+
+def gluon_has_partitions() -> bool:
+    """Whether ``warp_specialize`` takes what each partition runs as one list, as of Triton 3.6."""
+    if not gluon_has(PARTITION_NEEDS):
+        return False
+    language = importlib.import_module(f"{GLUON}.language")
+    return "functions_and_args" in inspect.signature(language.warp_specialize).parameters
 
 
 def gluon_has(needs: Mapping[str, Sequence[str]]) -> bool:
