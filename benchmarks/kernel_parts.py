@@ -84,19 +84,26 @@ def parts(run: Callable[[], Tensor]) -> Parts:
 
 @contextmanager
 def with_launch(launch: object) -> Iterator[None]:
-    """Inside, every call takes this launch; None leaves the choice as it is."""
+    """Inside, every call takes this launch of plain Triton; None leaves the choice as it is."""
     from paro_attention.kernels.triton import call_plan as module
 
     if launch is None:
         yield
         return
-    chosen = module.select_launch
-    module.select_launch = lambda *_args, **_kwargs: launch  # type: ignore[assignment]
+    replaced = {
+        "select_launch": lambda *_args, **_kwargs: launch,
+        "hopper_available": lambda *_args: False,
+        "wide_available": lambda *_args: False,
+    }
+    original = {name: getattr(module, name) for name in replaced}
     try:
+        for name, function in replaced.items():
+            setattr(module, name, function)
         with _new_plans():
             yield
     finally:
-        module.select_launch = chosen
+        for name, function in original.items():
+            setattr(module, name, function)
 
 
 @contextmanager

@@ -16,12 +16,6 @@ STEP_KEYS = gl.constexpr(hopper_launch.STEP_KEYS)
 SUM_COLUMNS = gl.constexpr(8)
 
 
-@gluon.constexpr_function
-def shared_rows(row_bytes: int) -> gl.NVMMASharedLayout:
-    """Layout of tiles of 8-bit rows as the copy engine writes and the products read them."""
-    return gl.NVMMASharedLayout(swizzle_byte_width=min(row_bytes, 128), element_bitwidth=8, rank=2)
-
-
 @gluon.jit
 def allocate_ring(keys, values, STAGES: gl.constexpr):
     """(K tiles, V tiles, K's barriers, V's barriers, ones), barriers initialised.

@@ -101,9 +101,8 @@ def first_state(D: gl.constexpr):
     ``row_sum`` and ``row_max`` [64, 4] are held by each of the four threads of a row.
     """
     sums = gl.zeros([QUERY_ROWS, SUM_COLUMNS], gl.float32, layout=accumulator(SUM_COLUMNS))
-    row_sum = first_of_pairs(sums)
     acc = gl.zeros([QUERY_ROWS, D], gl.float32, layout=accumulator(D))
-    return acc, row_sum, row_sum - 1e30
+    return acc, first_of_pairs(sums), first_of_pairs(sums - 1e30)
 
 
 @gluon.jit
@@ -183,7 +182,8 @@ def attend_step(state, q_tile, ring, step, row_scale, key_scales, biases, BIASED
     if BLOCKS == 2:
         last_p = gl.convert_layout(last_p, operand(SUM_COLUMNS))
         added = warpgroup_mma(last_p, one, added, is_async=True)
-    product, added = warpgroup_mma_wait(0, deps=(product, added))
+    waited = warpgroup_mma_wait(0, deps=(product, added))
+    product, added = waited  # pyright: ignore[reportGeneralTypeIssues]
     block_barrier()
     # A sum of its own for every tile: Hopper's tensor cores add FP8 products with about 14 bits and
     # cut the rest off, which one long sum would not survive.
