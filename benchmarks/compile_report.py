@@ -8,9 +8,9 @@ registers, spilled bytes (stack), shared memory and matrix instructions by name.
 writes benchmarks/results/compile_report.json; ``--kernel NAME`` and ``--capability CC`` take a
 part, which goes to ``--out``. A spill is an error, and so are more shared memory than the card has
 and another instruction than INT4's own in the INT4 kernel; those of ``KNOWN`` are only said. Never
-known is a uniform register that is read before it is written (``sass_flow.py``), and a barrier that
-is stored over while it may be valid (``ptx_barriers.py``): such a row alone has ``undefined`` and
-``reused``.
+known is a uniform register that is read before it is written (``sass_flow.py``), a barrier that is
+stored over while it may be valid (``ptx_barriers.py``), and one that nobody waits for
+(``idle_barriers.py``): such a row alone has ``undefined``, ``reused`` and ``idle``.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from typing import Any
 import triton
 from _package import ROOT
 from compile_cases import HEAD_DIMS, Launch, cases_for, is_gluon, launches_of
+from idle_barriers import idle_barriers
 from ptx_barriers import reused_barriers
 from sass_flow import undefined_uniforms
 from triton.backends.compiler import GPUTarget
@@ -60,7 +61,7 @@ KNOWN = (
     ("sm_90", "hopper_wide_kernel", r"head_dim (96|128), bits (8|16)/16, .*grid"),
 )
 MOST_KNOWN_BYTES = 100
-NEVER_KNOWN = {"undefined", "reused"}
+NEVER_KNOWN = {"undefined", "reused", "idle"}
 
 
 def compiled(launch: Launch, capability: int) -> Any:
@@ -77,8 +78,9 @@ def compiled(launch: Launch, capability: int) -> Any:
 def read_machine_code(kernel: Any) -> dict[str, Any]:
     """Registers, spilled bytes, shared memory and matrix instructions of a compiled kernel.
 
-    ``undefined`` besides, if some path reads a uniform register that it does not write: where; and
-    ``reused``, if barriers may be valid where they are stored over: which.
+    ``undefined`` besides, if some path reads a uniform register that it does not write: where;
+    ``reused``, if barriers may be valid where they are stored over: which; and ``idle``, if
+    barriers are initialised and not used: which.
     """
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -94,6 +96,7 @@ def read_machine_code(kernel: Any) -> dict[str, Any]:
     never = {
         "undefined": undefined_uniforms(code),
         "reused": reused_barriers(kernel.asm["ptx"]),
+        "idle": idle_barriers(kernel.asm["ttgir"]),
     }
     return row | {name: found for name, found in never.items() if found}
 
@@ -131,6 +134,8 @@ def problems_of(row: dict[str, Any]) -> list[str]:
         found.append(f"{len(reads)} reads of undefined uniform registers, first {reads[0]}")
     if barriers := row.get("reused"):
         found.append(f"{len(barriers)} barriers stored over while valid, first {barriers[0]}")
+    if barriers := row.get("idle"):
+        found.append(f"barriers that are initialised and not used: {', '.join(barriers)}")
     integer = [name for name in row["mma"] if name.startswith("IMMA")]
     if row["kernel"] == "int4_attention_kernel" and not (
         {name.split(".", 2)[2] for name in integer} == {"S4.S4", "U4.U4"}

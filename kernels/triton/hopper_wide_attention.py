@@ -216,12 +216,16 @@ def hopper_wide_kernel(
     b = (batch_head // H).to(gl.int64)
     h = batch_head % H
     q_tiles = gl.allocate_shared_memory(keys.dtype, [GROUPS, QUERY_ROWS, D], keys.layout)
-    q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
-    mbarrier.init(q_full, count=1)
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     token_tiles = gl.allocate_shared_memory(gl.int32, [GROUPS, QUERY_ROWS], plain)
     bias_tiles = gl.allocate_shared_memory(gl.float32, [GROUPS, KEYS], plain)
     ring = allocate_ring(keys, values, STAGES)
+    q_full = ring[2]
+    if LOW:
+        # Not where nobody waits for it: Triton gives the bytes of a barrier that is not used to a
+        # tile, and a barrier that is valid may be written back over it.
+        q_full = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+        mbarrier.init(q_full, count=1)
     fence_async_shared()
     block_barrier()
     tokens = (S, grid_tokens, extra_start)
