@@ -134,8 +134,15 @@ def test_all_blocks_in_16_bits_are_dense_attention(node):
         "card": "NVIDIA H100 80GB HBM3", "tokens": 32768, "headDim": 128, "block": [64, 128],
         "qkBits": 16, "pvBits": 16,
     }  # fmt: skip
+    report = json.loads((ROOT / "benchmarks" / "results" / "attention-h100.json").read_text())
+    own_kernel = next(
+        row["speed_up"] for row in report["rows"]
+        if row["ours"] and row["whole_call"] and row["density"] == 1 and row["tokens"] == 32768
+        and (row["qk_bits"], row["pv_bits"]) == (16, 16)
+    )  # fmt: skip
     assert node("paro_speed.js", "m.speedUp(v)", **wanted, density=1)["factor"] == 1
-    assert node("paro_speed.js", "m.speedUp(v)", **wanted, density=0.999)["factor"] < 0.8
+    almost = node("paro_speed.js", "m.speedUp(v)", **wanted, density=0.999)["factor"]
+    assert almost == pytest.approx(own_kernel, rel=5e-3) != 1
 
 
 @pytest.mark.parametrize(
