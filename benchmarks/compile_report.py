@@ -55,8 +55,7 @@ KNOWN = (
     ("sm_90", "attention_kernel", r"head_dim 256, bits (16|8|4)/8, blocks 64x128"),
     ("sm_90", "attention_kernel", r"head_dim 64, bits 8/8, blocks 64x128, grid"),
     ("sm_90", "attention_kernel", r"bits 8/8, blocks 64x64, joint"),
-    ("sm_90", "hopper_attention_kernel", r"head_dim (64|128), "),
-    ("sm_90", "hopper_attention_kernel", r"head_dim 96, bits 8/8, blocks 64x64, "),
+    ("sm_90", "hopper_attention_kernel", r"head_dim (64|96|128), "),
     ("sm_90", "hopper_wide_kernel", r"head_dim (64|96|128), bits (8|16)/16, .*joint"),
     ("sm_90", "hopper_wide_kernel", r"head_dim (96|128), bits (8|16)/16, .*grid"),
 )

@@ -1,4 +1,7 @@
-"""Which calls the Hopper kernel serves, and how it is launched. Pure: tested without a GPU."""
+"""Which calls the Hopper kernel of 8-bit values serves, and how it is launched. Pure.
+
+That of 16-bit values is in ``hopper_wide_launch``.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Which calls the Hopper kernel of 16-bit values serves, and how it is launched. Pure."""
+"""Which calls the Hopper kernel of 16-bit values serves, and how it is launched. Pure.
+
+It is the wide one: a program holds three tiles of query rows, where that of 8-bit values holds one.
+"""
 
 from __future__ import annotations
 

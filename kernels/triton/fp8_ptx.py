@@ -1,4 +1,4 @@
-"""PTX of the Hopper kernel: rows' maxima, and packed FP8 probabilities of neighbouring keys."""
+"""PTX of the Hopper kernel: from the logits of neighbouring keys to packed FP8 probabilities."""
 
 from __future__ import annotations
 
@@ -56,26 +56,6 @@ def _bytes_of_logits(integers: bool) -> tuple[str, str]:
     return "{ " + " ".join(lines) + " }", ",".join(["=r"] * words + inputs)
 
 
-def _raised_max() -> tuple[str, str]:
-    """PTX of the maxima of a thread's two rows, raised to a whole number where they have grown.
-
-    The four threads of a row meet only where a row of the warp has grown, which is rare behind the
-    first steps. Operands, of two rows each: the new maximum out; that of the thread's own logits;
-    the old one.
-    """
-    lines = [
-        ".reg .pred p, q; .reg .f32 a, b;",
-        "setp.gt.f32 p, $2, $4; setp.gt.f32 q, $3, $5; or.pred p, p, q;",
-        "vote.sync.any.pred p, p, 0xffffffff; mov.f32 $0, $4; mov.f32 $1, $5; @!p bra known;",
-    ]
-    for row in range(2):
-        lines.append(f"cvt.rpi.f32.f32 a, ${2 + row};")
-        for lane in (2, 1):
-            lines.append(f"shfl.sync.bfly.b32 b, a, {lane}, 0x1f, 0xffffffff; max.f32 a, a, b;")
-        lines.append(f"max.f32 ${row}, a, ${4 + row};")
-    return "{ " + " ".join(lines) + " known: }", "=&f,=&f,f,f,f,f"
-
-
 def _float(x: float) -> str:
     """A number as PTX writes it."""
     return "0f" + struct.pack(">f", x).hex().upper()
@@ -83,4 +63,3 @@ def _float(x: float) -> str:
 
 OF_INTEGERS, OF_INTEGERS_OPERANDS = (gl.constexpr(x) for x in _bytes_of_logits(True))
 OF_FLOATS, OF_FLOATS_OPERANDS = (gl.constexpr(x) for x in _bytes_of_logits(False))
-RAISED_MAX, RAISED_MAX_OPERANDS = (gl.constexpr(x) for x in _raised_max())

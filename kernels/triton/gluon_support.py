@@ -31,7 +31,7 @@ HOPPER_NEEDS = INT4_NEEDS | {
 }  # fmt: skip
 
 
-# Its kernel of several partitions a program takes these besides.
+# Hopper's kernel of 16-bit values, whose warps do different things, takes these besides.
 PARTITION_NEEDS = {
     f"{GLUON}.language": ("inline_asm_elementwise", "multiple_of", "warp_specialize"),
     f"{GLUON}.language.nvidia.hopper.mbarrier": ("arrive",),

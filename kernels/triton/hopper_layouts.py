@@ -51,12 +51,6 @@ def as_operand(x, LAYOUT: gl.constexpr):
 
 
 @gluon.jit
-def of_rows(x, LAYOUT: gl.constexpr):
-    """A number per row, to be used with tiles of this layout."""
-    return gl.convert_layout(x, gl.SliceLayout(1, LAYOUT))[:, None]
-
-
-@gluon.jit
 def first_of_pairs(x):
     """Every other column: a thread holds two neighbours, which are equal here."""
     return gl.split(x.reshape([x.shape[0], x.shape[1] // 2, 2]))[0]

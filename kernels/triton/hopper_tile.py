@@ -19,8 +19,6 @@ from .fp8_ptx import (
     OF_INTEGERS,
     OF_INTEGERS_OPERANDS,
     PACKED_KEYS,
-    RAISED_MAX,
-    RAISED_MAX_OPERANDS,
 )
 from .hopper_layouts import (
     accumulator,
@@ -37,12 +35,14 @@ from .hopper_layouts import (
 )
 from .hopper_ring import STEP_KEYS, SUM_COLUMNS
 from .int4_mma import block_barrier
+from .row_maxima_ptx import raised_maxima
 
 QUERY_ROWS = gl.constexpr(hopper_launch.QUERY_ROWS)
 P_EXPONENT = gl.constexpr(8.0)
 # Binary logarithms of FP8 e4m3's smallest normal number and of its smallest.
 FP8_LEAST_NORMAL = gl.constexpr(-6.0)
 FP8_LEAST = gl.constexpr(-9.0)
+RAISED_MAX, RAISED_MAX_OPERANDS = (gl.constexpr(x) for x in raised_maxima(0.0, True))
 
 
 @gluon.jit

@@ -74,7 +74,7 @@ def gather_queries(Q, stride, token_tile, q_tile, HEAD_DIM: gl.constexpr):
 
 
 @gluon.constexpr_function
-def stored_rows(columns: int) -> gl.DistributedLinearLayout:
+def rows_by_fours(columns: int) -> gl.DistributedLinearLayout:
     """Layout of 64 rows in which the four threads of a row hold 8 channels side by side.
 
     They write whole sectors of L2, which the product's layout does not, and nothing leaves a warp.
@@ -98,7 +98,7 @@ def write_rows(state, token_tile, first_token, Out, row_stride, HEAD_DIM: gl.con
     acc, row_sum, _row_max = state
     D: gl.constexpr = acc.shape[1]
     OUT: gl.constexpr = acc.type.layout
-    STORED: gl.constexpr = stored_rows(D)
+    STORED: gl.constexpr = rows_by_fours(D)
     total = gl.convert_layout(gl.sum(row_sum, 1), gl.SliceLayout(1, OUT))
     # A row with nothing to attend to is zero.
     acc = acc * (1.0 / gl.where(total == 0.0, 1.0, total))[:, None]

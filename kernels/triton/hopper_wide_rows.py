@@ -131,7 +131,7 @@ def biased_steps(
     for i in gl.static_range(GROUPS):  # pyright: ignore[reportGeneralTypeIssues]
         row = rows_of_tile(first_tile + i, h, lists, tokens, EXTRA)
         _first_row, extra_rows, exists, words, list_row = row
-        word = gl.load(words + last // WORD_BITS, mask=exists, other=0)
+        word = gl.load(words + last // WORD_BITS, mask=exists & (key_blocks > 0), other=0)
         count = gl.load(row_offsets + list_row + 1) - gl.load(row_offsets + list_row)
         tail = exists & (count < key_blocks)
         if EXTRA:

@@ -6,8 +6,6 @@ a thread, [64, 4], so that nothing is exchanged in a step whose rows need no lar
 
 from __future__ import annotations
 
-import struct
-
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -20,6 +18,7 @@ from .hopper_layouts import across, by_thread, halves, thread_max
 from .hopper_tile import exp2
 from .hopper_wide_rows import KEYS, QUERY_ROWS
 from .int4_mma import block_barrier
+from .row_maxima_ptx import raised_maxima
 
 # A row's maximum is raised when a step's lies more than this above it, in powers of two: P is at
 # most 2**8, far from the end of float16, and the sums are rarely scaled.
@@ -28,27 +27,8 @@ SLACK = gl.constexpr(8.0)
 PIECE = gl.constexpr(32)
 
 
-def _raised_ptx() -> tuple[str, str]:
-    """PTX of two rows' maxima: raised where one of the warp's rows has grown by more than SLACK.
-
-    Operands, two each: the maxima out; those of a thread's own logits; the last ones.
-    """
-    slack = "0f" + struct.pack(">f", SLACK.value).hex().upper()
-    lines = [".reg .pred p, q; .reg .f32 a, b;"]
-    for row, grown in enumerate("pq"):
-        lines.append(f"add.f32 a, ${4 + row}, {slack}; setp.gt.f32 {grown}, ${2 + row}, a;")
-    lines.append("mov.f32 $0, $4; mov.f32 $1, $5;")
-    lines.append("or.pred p, p, q; vote.sync.any.pred p, p, 0xffffffff; @!p bra skip;")
-    for row in range(2):
-        lines.append(f"mov.f32 a, ${2 + row};")
-        for lane in (2, 1):
-            lines.append(f"shfl.sync.bfly.b32 b, a, {lane}, 0x1f, 0xffffffff; max.f32 a, a, b;")
-        lines.append(f"max.f32 ${row}, a, ${4 + row};")
-    return "{ " + " ".join(lines) + " skip: }", "=&f,=&f,f,f,f,f"
-
-
 def _scaled_ptx(count: int) -> tuple[str, str]:
-    """PTX that multiplies sums by powers of two of their rows, unless the whole warp's are 1.
+    """PTX that multiplies sums by 2 to their rows' exponents, unless the whole warp's are 0.
 
     Operands: ``count`` sums out, the same in, and the exponent of each, of which a thread has two:
     in the order of its registers those of a row, a row, the row 8 below, and that again.
@@ -65,7 +45,7 @@ def _scaled_ptx(count: int) -> tuple[str, str]:
     return "{ " + " ".join(lines) + " skip: }", ",".join(operands)
 
 
-RAISED, RAISED_OPERANDS = (gl.constexpr(x) for x in _raised_ptx())
+RAISED, RAISED_OPERANDS = (gl.constexpr(x) for x in raised_maxima(SLACK.value, False))
 SCALED_32, SCALED_32_OPERANDS = (gl.constexpr(x) for x in _scaled_ptx(32))
 SCALED_64, SCALED_64_OPERANDS = (gl.constexpr(x) for x in _scaled_ptx(64))
 
@@ -95,7 +75,7 @@ def first_state(D: gl.constexpr, LOGITS: gl.constexpr, OUT: gl.constexpr):
 
 @gluon.jit
 def scaled(acc, exponent):
-    """Sums times powers of two of their rows, which are mostly 1."""
+    """Sums times 2 to their rows' exponents, which are mostly 0."""
     D: gl.constexpr = acc.shape[1]
     OUT: gl.constexpr = acc.type.layout
     zeros = by_thread(gl.zeros_like(acc), 2)
@@ -144,6 +124,8 @@ def let_pass(ring, step):
     _k_tiles, _v_tiles, k_full, v_full, empty = ring
     wait_for(k_full, step)
     wait_for(v_full, step)
+    # A warp that runs ahead by a ring would take the barriers' phases from one that still waits.
+    block_barrier()
     mbarrier.arrive(empty.index(step % empty.shape[0]), count=1)
 
 

@@ -1,7 +1,8 @@
 """Pre-pass: reads q, k, v where the model left them, gathers, removes K's mean, pools, quantises.
 
-A first launch does Q and samples K and V, a second finds K's mean and V's range, a third does K and
-V. Sums go through partial results in a fixed order, so the same input gives the same bits.
+A first launch does Q and samples K and V, a second finds K's mean and V's range, where the bits ask
+for them; another does K and V, and one more an 8-bit tail. Sums go through partial results in a
+fixed order, so the same input gives the same bits.
 
 Tensors are stored in the order and with the holes of ``PackedLayout``, holes as zeros: queries and
 keys [B*H, rows, D]; values [B*H, rows, D] in 16 bits and [B*H, KVb, D, block] below (transposed,
@@ -182,7 +183,7 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
             "GATHER": True, "PERMUTE_KEYS": low_qk and low_pv,
         },
         launch_of="tokens",
-        num_warps=_warps(rows, width, qk_bits),
+        num_warps=_warps(rows, width, qk_bits, pv_bits),
     )  # fmt: skip
     if plan.low_tail:
         # The grid's pooled rows are a short sequence; the same kernel quantises them.
@@ -213,9 +214,9 @@ def prepare(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
         )  # fmt: skip
 
 
-def _warps(rows: int, width: int, qk_bits: int) -> int:
+def _warps(rows: int, width: int, qk_bits: int, pv_bits: int) -> int:
     """Few, which wait for each other least, where the tile that is held is small."""
-    return 4 if width <= 128 and (rows < 128 or qk_bits == 8) else 8
+    return 4 if width <= 128 and (rows < 128 or (qk_bits == 8 and pv_bits != 4)) else 8
 
 
 def rotation_matrix(plan: CallPlan, device: torch.device) -> Tensor:

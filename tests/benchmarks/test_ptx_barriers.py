@@ -21,8 +21,8 @@ def barriers():
 
 
 @pytest.fixture(scope="module")
-def compiled() -> dict[str, str]:
-    """PTX of kernels by their names, compiled beside a Triton that may be interpreting."""
+def texts() -> dict[str, dict[str, str]]:
+    """PTX and GPU IR of kernels by their names, from beside a Triton that may be interpreting."""
     pytest.importorskip("triton", reason="compiles with Triton, which is not installed")
     done = subprocess.run(
         [sys.executable, str(SCRIPT)], capture_output=True, text=True, timeout=600,
@@ -31,8 +31,13 @@ def compiled() -> dict[str, str]:
     assert done.returncode == 0, done.stderr[-2000:]
     texts = json.loads(done.stdout)
     if not texts:
-        pytest.skip("this Triton lacks the Gluon that the Hopper kernel needs")
+        pytest.skip("this Triton lacks the Gluon that the Hopper kernels need")
     return texts
+
+
+@pytest.fixture(scope="module")
+def compiled(texts) -> dict[str, str]:
+    return {name: text["ptx"] for name, text in texts.items()}
 
 
 def kernel(body: str, threads: int = 128) -> str:
@@ -218,12 +223,20 @@ def test_what_is_no_kernel_is_refused(barriers):
         barriers.reused_barriers("ptxas fatal : no PTX")
 
 
-def test_the_hopper_kernel_stores_over_no_barrier_that_is_valid(barriers, compiled):
+def test_the_hopper_kernels_store_over_no_barrier_that_is_valid(barriers, compiled):
     calls = {name: ptx for name, ptx in compiled.items() if "head_dim" in name}
     assert len(calls) >= 4  # heads of 64 and of 128 channels, without and with extra tokens
     for name, ptx in calls.items():
         assert "mbarrier.init" in ptx, name
         assert barriers.reused_barriers(ptx) == [], name
+
+
+def test_the_hopper_kernels_begin_no_barrier_that_nobody_waits_for(texts):
+    idle_barriers = importlib.import_module("idle_barriers").idle_barriers
+    assert sum("bits 16/16" in name for name in texts) >= 4
+    for name, text in texts.items():
+        assert "ttng.init_barrier" in text["ttgir"], name
+        assert idle_barriers(text["ttgir"]) == [], name
 
 
 def test_what_the_compiler_puts_onto_a_barrier_is_found_unless_it_is_invalidated(

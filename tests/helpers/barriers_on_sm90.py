@@ -1,4 +1,4 @@
-"""Kernels for sm_90 with barriers in shared memory: prints their PTX as JSON, by name.
+"""Kernels for sm_90 with barriers in shared memory: prints PTX and GPU IR as JSON, by name.
 
 Run as a script, in a process without Triton's interpreter. Without the Gluon that the Hopper
 kernels need, it prints an empty object.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
@@ -19,7 +20,11 @@ from paro_attention.kernels.triton.hopper_support import GLUON_SERVES
 CAPABILITY = 90
 
 
-def hopper_kernels() -> dict[str, str]:
+def texts_of(kernel: Any) -> dict[str, str]:
+    return {kind: kernel.asm[kind] for kind in ("ptx", "ttgir")}
+
+
+def hopper_kernels() -> dict[str, dict[str, str]]:
     calls = {
         case: launch
         for case in cases_for(CAPABILITY, [64, 128])
@@ -29,10 +34,10 @@ def hopper_kernels() -> dict[str, str]:
         for launch in launches_of(case)
         if launch.kernel.__name__ in ("hopper_attention_kernel", "hopper_wide_kernel")
     }
-    return {str(c): compiled(launch, CAPABILITY).asm["ptx"] for c, launch in calls.items()}
+    return {str(case): texts_of(compiled(launch, CAPABILITY)) for case, launch in calls.items()}
 
 
-def spreading_kernels() -> dict[str, str]:
+def spreading_kernels() -> dict[str, dict[str, str]]:
     """A wait and then a change of layout, which takes the barrier's bytes, for both ways."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile as compile_source
@@ -59,7 +64,7 @@ def spreading_kernels() -> dict[str, str]:
     for name, invalidate in (("invalidated", True), ("left valid", False)):
         source = GluonASTSource(spread, signature, {"INVALIDATE": invalidate}, {})
         target = GPUTarget("cuda", CAPABILITY, 32)
-        texts[name] = compile_source(source, target=target, options={"num_warps": 4}).asm["ptx"]
+        texts[name] = texts_of(compile_source(source, target=target, options={"num_warps": 4}))
     return texts
 
 

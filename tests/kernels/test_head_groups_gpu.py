@@ -65,6 +65,8 @@ CASES = {
     "64x128": SMALL,
     "64x64": replace(SMALL, block=(64, 64), layout="BHSD"),
     "128x128": replace(SMALL, batch=1, head_dim=64, block=(128, 128), hidden=(3,)),
+    # Without a bias of keys, which Hopper's own kernels do not take.
+    "joint": replace(SMALL, hidden=None),
     "head_dim 120": replace(SMALL, batch=1, head_dim=120, extra=(0, 0), hidden=None),
 }
 BITS = [(16, 16), (8, 16), (8, 8), (4, 4), (4, 8)]
