@@ -61,6 +61,7 @@ def test_matrix_instructions_are_counted_by_name(report):
         ({"mma": {}}, "no matrix instructions"),
         ({"undefined": ["UR4 at 0x0100 IGMMA", "UR8 at 0x0120 QGMMA"]}, "2 reads of undefined"),
         ({"reused": ["0x9800 by 2, first st.shared.b32"]}, "1 barriers stored over while valid"),
+        ({"idle": ["%full"]}, "barriers that are initialised and not used: %full"),
     ],
     ids=str,
 )
@@ -87,15 +88,15 @@ def test_what_the_machine_code_reads_undefined_is_in_the_row(report, monkeypatch
             return SimpleNamespace(stdout=printed[command[1]])
 
         monkeypatch.setattr(report.subprocess, "run", run)
-        asm = {"cubin": b"", "ptx": NO_BARRIER}
+        asm = {"cubin": b"", "ptx": NO_BARRIER, "ttgir": ""}
         kernel = SimpleNamespace(asm=asm, metadata=SimpleNamespace(shared=1024))
         row = report.read_machine_code(kernel)
         assert (row["registers"], row["spill_bytes"], row["shared"]) == (168, 8, 1024)
         assert row.get("undefined") == expected
-        assert "reused" not in row
+        assert not row.keys() & {"reused", "idle"}
 
 
-def test_a_barrier_that_is_stored_over_is_in_the_row(report, monkeypatch):
+def test_barriers_that_are_stored_over_and_idle_are_in_the_row(report, monkeypatch):
     printed = {"-res-usage": "REG:168 STACK:0 SHARED:0", "-sass": "        /*0000*/   EXIT ;"}
     monkeypatch.setattr(
         report.subprocess, "run", lambda command, **_: SimpleNamespace(stdout=printed[command[1]])
@@ -108,9 +109,10 @@ def test_a_barrier_that_is_stored_over_is_in_the_row(report, monkeypatch):
             ret;
         }
     """
-    kernel = SimpleNamespace(asm={"cubin": b"", "ptx": ptx}, metadata=SimpleNamespace(shared=8))
-    row = report.read_machine_code(kernel)
+    asm = {"cubin": b"", "ptx": ptx, "ttgir": "ttng.init_barrier %full, 1 : !ttg.memdesc<1xi64>"}
+    row = report.read_machine_code(SimpleNamespace(asm=asm, metadata=SimpleNamespace(shared=8)))
     assert row["reused"] == ["0x0 by 1, first st.shared.b32 [%r1+4], %r2"]
+    assert row["idle"] == ["%full"]
     assert "undefined" not in row
 
 
@@ -170,3 +172,4 @@ def test_a_problem_that_is_not_known_is_new(report):
     assert report.new_problems([known | {"spill_bytes": 1000}])
     assert len(report.new_problems([known | {"undefined": ["UR4 at 0x0100 IGMMA"]}])) == 2
     assert len(report.new_problems([known | {"reused": ["0x9800 by 2, first st.shared"]}])) == 2
+    assert len(report.new_problems([known | {"idle": ["%full"]}])) == 2
