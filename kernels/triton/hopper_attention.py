@@ -111,8 +111,8 @@ def hopper_attention_kernel(
             fetch(keys, values, head, fetched, ring, ahead, index * BLOCKS < blocks)
 
     # Where the rows go, asked for while the first keys are on their way, and kept out of registers.
-    TOKENS: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    out_row = first_row + gl.arange(0, QUERY_ROWS, TOKENS)
+    ONCE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    out_row = first_row + gl.arange(0, QUERY_ROWS, ONCE)
     token_of = permutation + gl.load(order_of_head + h).to(gl.int64) * S
     token = gl.load(token_of + out_row - row_shift, mask=out_row < row_end, other=0)
     tokens = gl.allocate_shared_memory(
@@ -127,7 +127,6 @@ def hopper_attention_kernel(
     row_scale = gl.load(q_scale + batch_head * rows_padded + first_row + rows) * scale_log2
     row_scale = row_scale[:, None] + gl.zeros_like(state[1])
     # A bias is computed once a column and spread, not by every thread for the columns it holds.
-    ONCE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     HALF: gl.constexpr = STEP_KEYS // 2
     offset = token_of_column(gl.arange(0, HALF, ONCE))
     no_bias = gl.zeros([HALF], gl.float32, layout=ONCE)
