@@ -11,10 +11,10 @@ from triton.experimental.gluon import language as gl
 
 
 @gluon.constexpr_function
-def accumulator(columns: int) -> gl.NVMMADistributedLayout:
+def accumulator(columns: int, operand_bits: int = 8) -> gl.NVMMADistributedLayout:
     """Layout of a product of 64 rows."""
     return gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 32]
+        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 256 // operand_bits]
     )
 
 

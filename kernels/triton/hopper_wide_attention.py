@@ -15,6 +15,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
 from .. import hopper_wide_launch
+from .hopper_layouts import accumulator
 from .hopper_steps import LOG2_E, bias_of_pooled
 from .hopper_wide_ring import allocate_ring, produce
 from .hopper_wide_rows import (
@@ -29,7 +30,7 @@ from .hopper_wide_rows import (
     rows_of_tile,
     words_of,
 )
-from .hopper_wide_step import attend_step, first_state, let_pass, product_layout
+from .hopper_wide_step import attend_step, first_state, let_pass
 from .int4_mma import block_barrier
 
 CONSUMER_REGISTERS = gl.constexpr(hopper_wide_launch.CONSUMER_REGISTERS)
@@ -121,8 +122,8 @@ def consume(
     lists, tokens, key_blocks, stored_blocks = sizes
     LOW: gl.constexpr = q_tiles.dtype.is_int()
     D: gl.constexpr = q_tiles.shape[2]
-    LOGITS: gl.constexpr = product_layout(KEYS, 8 if LOW else 16)
-    OUT: gl.constexpr = product_layout(D, 16)
+    LOGITS: gl.constexpr = accumulator(KEYS, 8 if LOW else 16)
+    OUT: gl.constexpr = accumulator(D, 16)
     row = rows_of_tile(first_tile + which, h, lists, tokens, EXTRA)
     q_tile = q_tiles.index(which)
     token_tile = token_tiles.index(which)

@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .hopper_layouts import across, by_thread, halves, thread_max
+from .hopper_layouts import accumulator, across, by_thread, halves, thread_max
 from .hopper_tile import exp2
 from .hopper_wide_rows import KEYS, QUERY_ROWS
 from .int4_mma import block_barrier
@@ -48,14 +48,6 @@ def _scaled_ptx(count: int) -> tuple[str, str]:
 RAISED, RAISED_OPERANDS = (gl.constexpr(x) for x in raised_maxima(SLACK.value, False))
 SCALED_32, SCALED_32_OPERANDS = (gl.constexpr(x) for x in _scaled_ptx(32))
 SCALED_64, SCALED_64_OPERANDS = (gl.constexpr(x) for x in _scaled_ptx(64))
-
-
-@gluon.constexpr_function
-def product_layout(columns: int, operand_bits: int) -> gl.NVMMADistributedLayout:
-    """Layout of a product of 64 rows."""
-    return gl.NVMMADistributedLayout(
-        version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 256 // operand_bits]
-    )
 
 
 @gluon.jit
@@ -164,7 +156,7 @@ def fold(state, q_tile, k_tile, v_tile, v_full, step, factor, bias_tile, BIASED:
     acc, row_sum, row_max = state
     COLUMNS: gl.constexpr = k_tile.shape[0]
     LOW: gl.constexpr = k_tile.dtype.is_int()
-    LOGITS: gl.constexpr = product_layout(COLUMNS, 8 if LOW else 16)
+    LOGITS: gl.constexpr = accumulator(COLUMNS, 8 if LOW else 16)
     OUT: gl.constexpr = acc.type.layout
     P: gl.constexpr = gl.DotOperandLayout(operand_index=0, parent=OUT, k_width=2)
     THREADS: gl.constexpr = row_max.type.layout
