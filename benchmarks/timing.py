@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import subprocess
 import time
@@ -17,10 +18,10 @@ def sustained_ms(
 ) -> dict[str, float]:
     """Median milliseconds of each function, launched in turn at sustained clocks.
 
-    All functions run once a round, so that each meets the clocks and the heat that the others
-    leave; half of ``seconds`` warms the card up, and at least ``least_rounds`` rounds are timed.
-    A round begins with the first function once more, untimed: behind a synchronisation the card
-    waits for the host.
+    All functions run once a round, in an order by lot, so that each meets the clocks and the heat
+    that any of the others leave; half of ``seconds`` warms the card up, and at least
+    ``least_rounds`` rounds are timed. A round begins with its first function once more, untimed:
+    behind a synchronisation the card waits for the host.
     """
     end_of_warm_up = time.monotonic() + seconds / 2
     while True:
@@ -32,11 +33,12 @@ def sustained_ms(
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {
         name: [] for name in functions
     }
-    first = next(iter(functions.values()))
+    order, lot = list(functions.items()), random.Random(0)
     end, rounds = time.monotonic() + seconds, 0
     while time.monotonic() < end or rounds < least_rounds:
-        first()
-        for name, function in functions.items():
+        lot.shuffle(order)
+        order[0][1]()
+        for name, function in order:
             pair = (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True))
             pair[0].record()
             function()
