@@ -6,7 +6,8 @@ permutation and its own mask: random, with row counts that vary by +-50 %, or th
 demo model (demo_masks.py). A density is that of the grid, extra tokens are dense beside it. Each
 function passes a correctness gate against float32 attention before it is timed: one of ours that
 fails ends the run, a peer that fails is listed with its error and not timed. All functions of a
-shape run in turn, one launch each, after a warm-up to sustained clocks; medians are reported.
+shape take turns by lot, each for long enough to settle at its own sustained clocks (timing.py);
+medians are reported.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def parse() -> argparse.Namespace:
         help=f"all, some ({', '.join(SOME)}), none, or keys; default: by shape",
     )  # fmt: skip
     parser.add_argument("--masks", default=None, help="random, demo or both: random,demo (default)")
-    parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds per shape")
+    parser.add_argument("--seconds", type=float, default=2.0, help="least timed seconds per shape")
     parser.add_argument("--budget", type=float, help="begin no shape after this many seconds")
     parser.add_argument("--workers", type=int, default=12, help="processes that compile ahead")
     parser.add_argument("--commit", default=None, help="commit to record where there is no git")

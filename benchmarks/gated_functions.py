@@ -1,4 +1,4 @@
-"""The functions that are timed at one shape: each passes a correctness gate, then all run in turn.
+"""The functions that are timed at one shape: each passes a correctness gate, then all take turns.
 
 The gate is attention in float32 over the same blocks. One of ours that fails it ends the run; a
 peer that fails, or cannot run, is listed with the reason and not timed.

@@ -64,7 +64,8 @@ def attention_table(results: Path) -> str | None:
         "",
         f"{_machine(report)}. Speed-up of the "
         "whole attention call (reorder, quantise, attend with the pooled tail, restore; bf16 in "
-        "and out) over torch's default SDPA, launched in turn at sustained clocks. Error: at "
+        "and out) over torch's default SDPA, each at its own sustained clocks, "
+        "in turns by lot. Error: at "
         f"density 1, relative to float32 attention on random normal data.{uneven}",
     ]
     return "\n".join(lines)
