@@ -71,13 +71,38 @@ def settings_of(shape: Shape, group: str, masks: tuple[str, ...], quick: bool) -
     return chosen
 
 
+def with_kept(report: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
+    """A report with the shapes of an earlier one that it lacks; their rows name their commit."""
+    here = {_shape_of(row) for row in report["rows"]}
+    kept = {_shape_of(row) for row in earlier["rows"]} - here
+
+    def both(part: str) -> list[dict[str, Any]]:
+        rows = [row for row in earlier[part] if _shape_of(row) in kept]
+        return report[part] + [{"commit": earlier["commit"]} | row for row in rows]
+
+    names = {str(shape) for shape in kept}
+    not_run = [row for row in report["not_run"] if row["shape"] not in names]
+    not_run += [row for row in earlier["not_run"] if row["shape"] in names]
+    return report | {"rows": both("rows"), "overhead": both("overhead"), "not_run": not_run}
+
+
+def _shape_of(row: dict[str, Any]) -> Shape:
+    names = ("heads", "tokens", "head_dim", "extra_tokens", "batch")
+    return Shape(**{name: row[name] for name in names})
+
+
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "bench" / "attention.json")
     parser.add_argument("--quick", action="store_true", help="main shape, 64x128 blocks, 8/8 bits")
-    parser.add_argument("--shapes", default="all", help=f"all, or out of {', '.join(SHAPES)}")
+    parser.add_argument(
+        "--shapes", default="all", help=f"all, or out of {', '.join(SHAPES)} and numbers of tokens"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="an earlier report, whose shapes are kept that this run lacks"
+    )
     parser.add_argument(
         "--peers", default=None,
         help=f"all, some ({', '.join(SOME)}), none, or keys; default: by shape",
@@ -91,7 +116,8 @@ def parse() -> argparse.Namespace:
     if given.shapes == "all":
         given.shapes = "main" if given.quick else ",".join(SHAPES)
     given.masks = given.masks or ("random" if given.quick else "random,demo")
-    unknown = [name for name in given.shapes.split(",") if name not in SHAPES]
+    sizes = {str(shape.tokens) for group in SHAPES.values() for shape in group}
+    unknown = [name for name in given.shapes.split(",") if name not in {*SHAPES, *sizes}]
     unknown += [name for name in given.masks.split(",") if name not in ("random", "demo")]
     if unknown:
         parser.error(f"unknown choice {unknown[0]!r}; see --help")
@@ -109,11 +135,14 @@ def main() -> None:
     begin = time.monotonic()
     torch.manual_seed(0)
     masks = tuple(given.masks.split(","))
+    wanted = given.shapes.split(",")
     todo = [
         (shape, settings_of(shape, group, masks, given.quick))
-        for group in given.shapes.split(",")
-        for shape in SHAPES[group]
+        for group, shapes in SHAPES.items()
+        for shape in shapes
+        if group in wanted or str(shape.tokens) in wanted
     ]
+    earlier = json.loads(given.keep.read_text()) if given.keep else None
     compile_ahead(
         (
             Variant(shape.head_dim, s.block, *s.bits, s.tail, shape.extra_tokens > 0)
@@ -142,7 +171,8 @@ def main() -> None:
             continue
         bench_shape(shape, settings, given, demo, report)
         report["seconds"] = round(time.monotonic() - begin, 1)
-        given.out.write_text(json.dumps(report, indent=1) + "\n")
+        whole = with_kept(report, earlier) if earlier else report
+        given.out.write_text(json.dumps(whole, indent=1) + "\n")
         print(f"after {report['seconds']:.0f} s: {shape}, wrote {given.out}", flush=True)
 
 

@@ -7,37 +7,43 @@ by what the result file of that name says. ``--check`` changes nothing and fails
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from report_rows import (
+    ALL_DENSITIES,
+    DENSITIES,
+    dense_ms,
+    listed_density,
+    measured_on,
+    read,
+    shape_of,
+)
+
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "benchmarks" / "results"
 SECTION = re.compile(r"(<!-- figures:(\w+) -->\n).*?(<!-- /figures -->)", re.DOTALL)
-DENSITIES = (0.5, 0.3, 0.2, 0.1)
-ALL_DENSITIES = (1.0, *DENSITIES)
-SHOWN_DENSITY = 0.02  # how far a random mask's density may lie from the one it is listed under
 
 
 def attention_table(results: Path) -> str | None:
     """Whole-call speed-up over SDPA by bits, masks and density, from attention-h100.json."""
-    report = _read(results / "attention-h100.json")
+    report = read(results / "attention-h100.json")
     if report is None:
         return None
     rows = [row for row in report["rows"] if row["whole_call"]]
-    dense = _dense_ms(rows)
+    dense = dense_ms(rows)
     groups: dict[tuple, dict[float, dict]] = {}
     for row in rows:
         if row["ours"] and row.get("tail", True):
             bits = f"{row['qk_bits']}/{row['pv_bits']}"
             if row.get("masks") == "demo":
                 bits += ", demo masks"
-            key = (_shape(row), bits, tuple(row["block"]))
-            if (density := _listed(row)) is not None:
+            key = (shape_of(row), bits, tuple(row["block"]))
+            if (density := listed_density(row)) is not None:
                 groups.setdefault(key, {})[density] = row
     lines = [
         "| tokens, heads x dim | bits | block | SDPA | density 0.5 | 0.3 | 0.2 | 0.1 | error |",
@@ -62,7 +68,7 @@ def attention_table(results: Path) -> str | None:
     )
     lines += [
         "",
-        f"{_machine(report)}. Speed-up of the "
+        f"{measured_on(report, rows)}. Speed-up of the "
         "whole attention call (reorder, quantise, attend with the pooled tail, restore; bf16 in "
         "and out) over torch's default SDPA, each at its own sustained clocks, "
         "in turns by lot. Error: at "
@@ -78,11 +84,11 @@ def peer_table(results: Path) -> str | None:
         return None
     pure = [row for row in report["rows"] if row.get("extra_tokens") == 0]
     pure = pure or report["rows"]
-    names: dict[tuple, set[str]] = {_shape(row): set() for row in pure}
+    names: dict[tuple, set[str]] = {shape_of(row): set() for row in pure}
     for row in pure:
-        names[_shape(row)].add(row["name"])
+        names[shape_of(row)].add(row["name"])
     first = max(names, key=lambda shape: (len(names[shape]), shape[1] * shape[2]))
-    rows = [row for row in pure if _shape(row) == first]
+    rows = [row for row in pure if shape_of(row) == first]
     ours = [
         row for row in rows
         if row["ours"] and row["whole_call"] and row["tail"] and row["masks"] == "random"
@@ -91,7 +97,7 @@ def peer_table(results: Path) -> str | None:
     groups: dict[str, dict[float, dict]] = {}
     for row in [row for row in rows if not row["ours"]] + ours:
         name = "**PARO 8/8, 64x128**" if row["ours"] else row["name"].split(", density")[0]
-        if (density := _listed(row)) is not None:
+        if (density := listed_density(row)) is not None:
             groups.setdefault(name, {})[density] = row
     lines = [
         "| ms of a call at density | 1 | 0.5 | 0.3 | 0.2 | 0.1 | error | |",
@@ -104,7 +110,10 @@ def peer_table(results: Path) -> str | None:
         lines.append(f"| {' | '.join([name, *cells, error, row.get('note', '')])} |")
     absent = [f"{peer['name']} ({peer['reason']})" for peer in report["peers"] if peer["reason"]]
     _, heads, tokens, head_dim = first
-    lines += ["", f"{tokens:,} tokens, {heads} x {head_dim}; {_machine(report)}."]
+    lines += [
+        "",
+        f"{tokens:,} tokens, {heads} x {head_dim}; {measured_on(report, rows)}.",
+    ]
     if absent:
         lines[-1] += f" Not run: {'; '.join(absent)}."
     return "\n".join(lines)
@@ -117,9 +126,9 @@ def kernel_table(results: Path) -> str | None:
         return None
     groups: dict[tuple, dict[float, dict]] = {}
     for row in report["rows"]:
-        if row["ours"] and not row["whole_call"] and (density := _listed(row)) is not None:
+        if row["ours"] and not row["whole_call"] and (density := listed_density(row)) is not None:
             bits = f"{row['qk_bits']}/{row['pv_bits']}"
-            groups.setdefault((_shape(row), bits, tuple(row["block"])), {})[density] = row
+            groups.setdefault((shape_of(row), bits, tuple(row["block"])), {})[density] = row
     lines = []
     if groups:
         lines += [
@@ -141,22 +150,22 @@ def kernel_table(results: Path) -> str | None:
         lines.append(f"| {size} | {' | '.join(f'{row[name]:.1%}' for name in shares)} |")
     lines += [
         "",
-        f"{_machine(report)}. TFLOP/s count the whole map times the density. Reorder in the call: "
-        "pre-pass and kernel with each head's order against the model's. Reorder alone: rows of "
-        "q, k and v gathered, against copied.",
+        f"{measured_on(report, report['overhead'])}. TFLOP/s count the whole map times the "
+        "density. Reorder in the call: pre-pass and kernel with each head's order against the "
+        "model's. Reorder alone: rows of q, k and v gathered, against copied.",
     ]
     return "\n".join(lines)
 
 
 def _report_with(results: Path, part: str) -> dict[str, Any] | None:
     """The report of attention.py where it has the part, which older ones lack."""
-    report = _read(results / "attention-h100.json")
+    report = read(results / "attention-h100.json")
     return report if report and report.get(part) else None
 
 
 def curve_table(results: Path) -> str | None:
     """Time of a call at equal error of attention's output, from error-curve-h100.json."""
-    report = _read(results / "error-curve-h100.json")
+    report = read(results / "error-curve-h100.json")
     if report is None:
         return None
     families = list(dict.fromkeys(point["family"] for point in report["points"]))
@@ -176,7 +185,8 @@ def curve_table(results: Path) -> str | None:
         "",
         f"Dense SDPA: {report['sdpa_ms']:.2f} ms at {report['tokens']:,} tokens. Error: of the "
         "demo model's attention, mean over heads, layers and steps, 8/8 bits, tail on. Empty: not "
-        f"reached at any density that was run. {_machine(report, 'benchmarks/error_curve.py')}."
+        "reached at any density that was run. "
+        f"{measured_on(report, made_by='benchmarks/error_curve.py')}."
         + (
             f" PARO's times are those of commit `{report['retimed']}` with random masks, as shares "
             "of SDPA's."
@@ -190,7 +200,7 @@ def curve_table(results: Path) -> str | None:
 
 def demo_table(results: Path) -> str | None:
     """What the demo model's videos keep, from demo-h100.json."""
-    report = _read(results / "demo-h100.json")
+    report = read(results / "demo-h100.json")
     if report is None:
         return None
     plain = {"orders": "fhw", "tail": False, "budget": "head", "shares": False, "warmup": 0}
@@ -251,30 +261,6 @@ def filled(text: str, results: Path = RESULTS) -> str:
         return begin + (f"{table}\n" if table else "") + end
 
     return SECTION.sub(section, text)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
-
-
-def _dense_ms(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int, int], float]:
-    """Milliseconds of torch's default SDPA by shape."""
-    return {_shape(row): row["ms"] for row in rows if row.get("baseline", not row["ours"])}
-
-
-def _listed(row: dict[str, Any]) -> float | None:
-    """The density that a row is listed under; None where it lies under none."""
-    near = [d for d in ALL_DENSITIES if abs(row["density"] - d) < SHOWN_DENSITY]
-    return near[0] if near else None
-
-
-def _machine(report: dict[str, Any], made_by: str = "make bench") -> str:
-    versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
-    return f"{report['gpu']}, {versions}, commit `{report['commit']}`, `{made_by}`"
-
-
-def _shape(row: dict[str, Any]) -> tuple[int, int, int, int]:
-    return row["batch"], row["heads"], row["tokens"], row["head_dim"]
 
 
 def _demo_cell(report: dict[str, Any], wanted: dict[str, Any]) -> str:

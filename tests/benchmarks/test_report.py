@@ -66,6 +66,30 @@ def test_the_main_table_divides_by_the_default_sdpa_alone(tables, results):
     assert "kernel" not in "".join(lines[:5]) and "demo model's heads" in lines[-1]
 
 
+def test_shapes_of_an_earlier_run_are_kept_and_name_its_commit(tables, tmp_path):
+    attention = importlib.import_module("attention")
+    new, earlier = report(), report() | {"commit": "old"}
+    for part in ("rows", "overhead"):
+        more = [row | {"tokens": 4608, "extra_tokens": 512, "batch": 1} for row in earlier[part]]
+        earlier[part] = [row | {"extra_tokens": 0, "batch": 1} for row in earlier[part]] + more
+        new[part] = [row | {"extra_tokens": 0, "batch": 1} for row in new[part]]
+    short, long = "4,608 tokens with 512 extra, 12 x 128", "32,768 tokens, 12 x 128"
+    earlier["not_run"] = [{"name": name, "shape": name, "reason": "slow"} for name in (short, long)]
+    new["not_run"] = [{"name": "all", "shape": short, "reason": "the budget was spent"}]
+    whole = attention.with_kept(new, earlier)
+    assert whole["rows"][: len(new["rows"])] == new["rows"]
+    kept = whole["rows"][len(new["rows"]) :]
+    assert len(kept) == len(new["rows"]) and {row["tokens"] for row in kept} == {4608}
+    assert {row["commit"] for row in kept} == {"old"} and whole["commit"] == "abc"
+    assert [row["tokens"] for row in whole["overhead"]] == [32768, 4608]
+    assert [row["reason"] for row in whole["not_run"]] == ["slow"]
+    # Kept once more, by a run without them, they keep their commit.
+    again = attention.with_kept(new, whole | {"commit": "newer"})
+    assert again["rows"] == whole["rows"]
+    (tmp_path / "attention-h100.json").write_text(json.dumps(whole))
+    assert "commit `abc`, 4,608 tokens `old`, `make" in tables.attention_table(tmp_path)
+
+
 def test_peers_stand_beside_ours_and_absent_ones_say_why(tables, results):
     lines = tables.peer_table(results).splitlines()
     assert "| torch SDPA (cuDNN) | 20.00 |  |  |  |  | 0.040 |  |" in lines
