@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from bench_cases import Shape, random_inputs, random_mask
 from compile_ahead import Variant, compile_ahead
 from demo_masks import DemoHeads, record
 from gated_functions import Bench, Setting
+from kept_shapes import earlier_report, with_kept
 from overhead import overhead_functions, overhead_row
 from peers import PEERS, SOME, selected
 from timing import machine
@@ -71,27 +73,29 @@ def settings_of(shape: Shape, group: str, masks: tuple[str, ...], quick: bool) -
     return chosen
 
 
-def with_kept(report: dict[str, Any], earlier: dict[str, Any]) -> dict[str, Any]:
-    """A report with the shapes of an earlier one that it lacks; their rows name their commit."""
-    here = {_shape_of(row) for row in report["rows"]}
-    kept = {_shape_of(row) for row in earlier["rows"]} - here
+def todo_of(wanted: str, masks: tuple[str, ...], quick: bool) -> list[tuple[Shape, list[Setting]]]:
+    """Shapes and their settings, of groups and of numbers of tokens, separated by commas.
 
-    def both(part: str) -> list[dict[str, Any]]:
-        rows = [row for row in earlier[part] if _shape_of(row) in kept]
-        return report[part] + [{"commit": earlier["commit"]} | row for row in rows]
+    Raises:
+        ValueError: one of them is neither.
+    """
+    names = wanted.split(",")
+    sizes = {str(shape.tokens) for shapes in SHAPES.values() for shape in shapes}
+    unknown = [name for name in names if name not in {*SHAPES, *sizes}]
+    if unknown:
+        raise ValueError(
+            f"--shapes takes all, {', '.join(SHAPES)} or numbers of tokens, got {unknown[0]!r}"
+        )
+    return [
+        (shape, settings_of(shape, group, masks, quick))
+        for group, shapes in SHAPES.items()
+        for shape in shapes
+        if group in names or str(shape.tokens) in names
+    ]
 
-    names = {str(shape) for shape in kept}
-    not_run = [row for row in report["not_run"] if row["shape"] not in names]
-    not_run += [row for row in earlier["not_run"] if row["shape"] in names]
-    return report | {"rows": both("rows"), "overhead": both("overhead"), "not_run": not_run}
 
-
-def _shape_of(row: dict[str, Any]) -> Shape:
-    names = ("heads", "tokens", "head_dim", "extra_tokens", "batch")
-    return Shape(**{name: row[name] for name in names})
-
-
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Options; with ``todo``, what is to be timed, and ``earlier``, the report to keep or None."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -112,17 +116,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--budget", type=float, help="begin no shape after this many seconds")
     parser.add_argument("--workers", type=int, default=12, help="processes that compile ahead")
     parser.add_argument("--commit", default=None, help="commit to record where there is no git")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     if given.shapes == "all":
         given.shapes = "main" if given.quick else ",".join(SHAPES)
     given.masks = given.masks or ("random" if given.quick else "random,demo")
-    sizes = {str(shape.tokens) for group in SHAPES.values() for shape in group}
-    unknown = [name for name in given.shapes.split(",") if name not in {*SHAPES, *sizes}]
-    unknown += [name for name in given.masks.split(",") if name not in ("random", "demo")]
+    masks = tuple(given.masks.split(","))
+    unknown = [name for name in masks if name not in ("random", "demo")]
     if unknown:
-        parser.error(f"unknown choice {unknown[0]!r}; see --help")
+        parser.error(f"--masks takes random, demo or both, got {unknown[0]!r}")
     try:
         selected(given.peers or "all")
+        given.todo = todo_of(given.shapes, masks, given.quick)
+        given.earlier = earlier_report(given.keep) if given.keep else None
     except ValueError as error:
         parser.error(str(error))
     return given
@@ -134,15 +139,10 @@ def main() -> None:
         raise SystemExit("benchmarks/attention.py needs a CUDA GPU; this machine has none")
     begin = time.monotonic()
     torch.manual_seed(0)
-    masks = tuple(given.masks.split(","))
-    wanted = given.shapes.split(",")
-    todo = [
-        (shape, settings_of(shape, group, masks, given.quick))
-        for group, shapes in SHAPES.items()
-        for shape in shapes
-        if group in wanted or str(shape.tokens) in wanted
-    ]
-    earlier = json.loads(given.keep.read_text()) if given.keep else None
+    report: dict[str, Any] = machine(given.commit) | {"rows": [], "overhead": [], "not_run": []}
+    if given.earlier:
+        with_kept(report, given.earlier)  # refuses another card's before anything is timed
+    todo: list[tuple[Shape, list[Setting]]] = given.todo
     compile_ahead(
         (
             Variant(shape.head_dim, s.block, *s.bits, s.tail, shape.extra_tokens > 0)
@@ -152,28 +152,32 @@ def main() -> None:
         given.workers,
     )
     print(f"compiled after {time.monotonic() - begin:.0f} s", flush=True)
-    demo = DemoHeads(record(torch.device("cuda"), (64, 128))) if "demo" in masks else None
+    demo = DemoHeads(record(torch.device("cuda"), (64, 128))) if "demo" in given.masks else None
     capability = torch.cuda.get_device_capability()
-    report: dict[str, Any] = machine(given.commit) | {
-        "rows": [], "overhead": [], "not_run": [],
-        "peers": [
-            {"key": peer.key, "name": peer.name, "reason": peer.available(capability, 128)}
-            for peer in PEERS
-        ],
-    }  # fmt: skip
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    report["peers"] = [
+        {"key": peer.key, "name": peer.name, "reason": peer.available(capability, 128)}
+        for peer in PEERS
+    ]
     for shape, settings in todo:
         passed = time.monotonic() - begin
         if given.budget is not None and passed > given.budget:
             reason = f"the budget of {given.budget:.0f} s was spent"
             print(f"{shape}: not run, {reason}", flush=True)
             report["not_run"].append({"name": "all", "shape": str(shape), "reason": reason})
-            continue
-        bench_shape(shape, settings, given, demo, report)
+        else:
+            bench_shape(shape, settings, given, demo, report)
         report["seconds"] = round(time.monotonic() - begin, 1)
-        whole = with_kept(report, earlier) if earlier else report
-        given.out.write_text(json.dumps(whole, indent=1) + "\n")
+        write(report, given.earlier, given.out)
         print(f"after {report['seconds']:.0f} s: {shape}, wrote {given.out}", flush=True)
+
+
+def write(report: dict[str, Any], earlier: dict[str, Any] | None, out: Path) -> None:
+    """Writes the report so far, with what it keeps of an earlier one."""
+    whole = with_kept(report, earlier) if earlier else report
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(out)
 
 
 def bench_shape(

@@ -245,7 +245,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help=f"launch table to write BLOCKS into ({TABLE})")
     every = ",".join(f"{query}x{key}" for query, key in BLOCKS)
     parser.add_argument("--blocks", default=every, help="our blocks, out of the default's")
-    parser.add_argument("--seconds", type=float, default=4.0, help="timed seconds")
+    parser.add_argument("--seconds", type=float, default=4.0, help="least timed seconds")
     parser.add_argument("--workers", type=int, default=12, help="processes that compile ahead")
     parser.add_argument("--commit", default=None, help="commit to record where there is no git")
     parser.add_argument("--retime", type=Path, help="report of attention.py; rewrites --out")

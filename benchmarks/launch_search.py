@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--rows", help=f"such as {MAIN[0]}; default: {','.join(map(str, MAIN))}")
     parser.add_argument("--table", type=Path, default=TABLE, help="where the table is written")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "bench" / "launch-search.json")
-    parser.add_argument("--seconds", type=float, default=2.0, help="timed seconds per row")
+    parser.add_argument("--seconds", type=float, default=2.0, help="least timed seconds per row")
     parser.add_argument("--workers", type=int, default=14, help="processes that compile ahead")
     parser.add_argument("--commit", default=None, help="commit to record where there is no git")
     given = parser.parse_args()

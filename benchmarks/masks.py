@@ -109,7 +109,7 @@ def first_use(density: float, seconds: float) -> dict[str, Any]:
             "pack": lambda: BlockMask.from_dense(selected, BLOCK, grid.tokens, entries),
         },
         seconds,
-        least_rounds=2,
+        rounds=2,
     )
     return {"density": density} | {f"{name}_ms": value for name, value in milliseconds.items()}
 
@@ -131,7 +131,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "bench" / "masks.json")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of every measurement")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of every measurement, at least")
     parser.add_argument("--commit", help="to write into the report, where there is no git")
     given = parser.parse_args()
     mask_store.RESIDENT_BYTES = 0

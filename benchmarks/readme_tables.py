@@ -68,11 +68,9 @@ def attention_table(results: Path) -> str | None:
     )
     lines += [
         "",
-        f"{measured_on(report, rows)}. Speed-up of the "
-        "whole attention call (reorder, quantise, attend with the pooled tail, restore; bf16 in "
-        "and out) over torch's default SDPA, each at its own sustained clocks, "
-        "in turns by lot. Error: at "
-        f"density 1, relative to float32 attention on random normal data.{uneven}",
+        f"{measured_on(report, rows)}. Speed-up of the whole attention call (reorder, quantise, "
+        "attend with the pooled tail, restore; bf16 in and out) over torch's default SDPA. Error: "
+        f"at density 1, relative to float32 attention on random normal data.{uneven}",
     ]
     return "\n".join(lines)
 
@@ -108,7 +106,12 @@ def peer_table(results: Path) -> str | None:
         row = next(iter(by_density.values()))
         error = "" if row["rel_err"] is None or row.get("own_blocks") else f"{row['rel_err']:.3f}"
         lines.append(f"| {' | '.join([name, *cells, error, row.get('note', '')])} |")
-    absent = [f"{peer['name']} ({peer['reason']})" for peer in report["peers"] if peer["reason"]]
+    ran = {row.get("peer") for row in rows}
+    absent = [
+        f"{peer['name']} ({peer['reason']})"
+        for peer in report["peers"]
+        if peer["reason"] and peer["key"] not in ran
+    ]
     _, heads, tokens, head_dim = first
     lines += [
         "",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,30 @@ def listed_density(row: dict[str, Any]) -> float | None:
 
 
 def measured_on(
-    report: dict[str, Any], rows: Iterable[dict[str, Any]] = (), made_by: str = "make bench"
+    report: dict[str, Any], rows: Sequence[dict[str, Any]] = (), made_by: str = "make bench"
 ) -> str:
-    """Card, versions and commit, and that of the sizes whose rows name another."""
+    """Card, versions, commit and timing, and commit and timing of rows that are another run's."""
     versions = ", ".join(f"{name} {value}" for name, value in report["versions"].items())
-    kept: dict[str, set[str]] = {}
+    own = {row["tokens"] for row in rows if "commit" not in row}
+    kept: dict[tuple[str, str], dict[str, int]] = {}
     for row in rows:
         if "commit" in row:
-            kept.setdefault(row["commit"], set()).add(f"{row['tokens']:,}")
+            name = f"{row['tokens']:,}"
+            if row["tokens"] in own:
+                name += f" ({row['heads']} x {row['head_dim']})"
+            kept.setdefault(_origin(row), {})[name] = row["tokens"]
     others = "".join(
-        f", {' and '.join(sorted(tokens))} tokens `{commit}`" for commit, tokens in kept.items()
+        f"; {', '.join(sorted(sizes, key=lambda name: sizes[name]))} tokens: commit `{commit}`, "
+        f"{timing}"
+        for (commit, timing), sizes in kept.items()
     )
-    return f"{report['gpu']}, {versions}, commit `{report['commit']}`{others}, `{made_by}`"
+    commit, timing = _origin(report)
+    return f"{report['gpu']}, {versions}, `{made_by}`, commit `{commit}`, {timing}{others}"
+
+
+def _origin(part: dict[str, Any]) -> tuple[str, str]:
+    """Commit and timing of a report or of a row; before there were words for it, in turn."""
+    return part["commit"], part.get("timing", "one launch of each in turn")
 
 
 def shape_of(row: dict[str, Any]) -> tuple[int, int, int, int]:

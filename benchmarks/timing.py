@@ -13,21 +13,22 @@ from typing import Any
 import torch
 from _package import ROOT
 
-# Seconds in which a card finds the clocks of a function.
+METHOD = "each function in windows of its own, by lot"
+# Seconds of a window, of which the second half counts.
 LEAST_WINDOW = 0.04
-# Launches that the host is ahead, so that the card never waits for it where it need not.
-QUEUED = 4
+# Launches that the host is ahead, so that the card does not wait for it; of long ones, one.
+AHEAD = 4
 
 
 def sustained_ms(
     functions: Mapping[str, Callable[[], object]], seconds: float, rounds: int = 5
 ) -> dict[str, float]:
-    """Median milliseconds of each function at the clocks that it settles to by itself.
+    """Median milliseconds of each function in windows of its own.
 
     Every round gives each function a window, in an order by lot: it is launched again and again,
-    and the second half of the launches is timed. Launched once each in turn, a function would run
-    at the clocks that its neighbours leave: up to a tenth faster behind one that needs little
-    power, and torch's SDPA, which needs the most, faster than a model ever runs it.
+    and the second half of the launches is timed. Launched once each in turn, a function runs at the
+    clocks that its neighbours leave: one order and another differed by up to 15 %, windows by
+    about 5 % (benchmarks/results/kernel_log.md).
 
     Args:
         functions: by name.
@@ -47,23 +48,35 @@ def sustained_ms(
 
 
 def _window_ms(function: Callable[[], object], seconds: float) -> float:
-    """Median milliseconds from launch to launch in the second half of a window, or of two."""
-    events = [torch.cuda.Event(enable_timing=True)]
-    events[0].record()
+    """Median milliseconds from launch to launch in the second half of a window.
+
+    A function that takes longer than the window is launched twice, and the second launch counts.
+    """
+    torch.cuda.synchronize()
     end = time.monotonic() + seconds
+    events = [_recorded()]
+    ahead = 0
     while time.monotonic() < end or len(events) < 3:
         function()
-        events.append(torch.cuda.Event(enable_timing=True))
-        events[-1].record()
-        if len(events) > QUEUED:
-            events[-QUEUED].synchronize()
+        events.append(_recorded())
+        if ahead == 0:
+            events[1].synchronize()
+            short = events[0].elapsed_time(events[1]) * AHEAD < seconds * 1e3
+            ahead = AHEAD if short else 1
+        events[max(0, len(events) - 1 - ahead)].synchronize()
     torch.cuda.synchronize()
     launches = [a.elapsed_time(b) for a, b in pairwise(events)]
     return statistics.median(launches[len(launches) // 2 :])
 
 
+def _recorded() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
 def machine(commit: str | None) -> dict[str, Any]:
-    """GPU, versions and commit of a report; ``commit`` is for copies without git."""
+    """GPU, versions, commit and timing of a report; ``commit`` is for copies without git."""
     import triton
 
     return {
@@ -73,6 +86,7 @@ def machine(commit: str | None) -> dict[str, Any]:
             "triton": triton.__version__,
             "cuda": torch.version.cuda,
         },
+        "timing": METHOD,
         "commit": commit or _git_commit(),
     }
 

@@ -66,28 +66,25 @@ def test_the_main_table_divides_by_the_default_sdpa_alone(tables, results):
     assert "kernel" not in "".join(lines[:5]) and "demo model's heads" in lines[-1]
 
 
-def test_shapes_of_an_earlier_run_are_kept_and_name_its_commit(tables, tmp_path):
-    attention = importlib.import_module("attention")
-    new, earlier = report(), report() | {"commit": "old"}
+def test_rows_of_another_run_are_named_under_the_table(tables, results, tmp_path):
+    whole = report()
+    other = {"commit": "old", "tokens": 118800}
     for part in ("rows", "overhead"):
-        more = [row | {"tokens": 4608, "extra_tokens": 512, "batch": 1} for row in earlier[part]]
-        earlier[part] = [row | {"extra_tokens": 0, "batch": 1} for row in earlier[part]] + more
-        new[part] = [row | {"extra_tokens": 0, "batch": 1} for row in new[part]]
-    short, long = "4,608 tokens with 512 extra, 12 x 128", "32,768 tokens, 12 x 128"
-    earlier["not_run"] = [{"name": name, "shape": name, "reason": "slow"} for name in (short, long)]
-    new["not_run"] = [{"name": "all", "shape": short, "reason": "the budget was spent"}]
-    whole = attention.with_kept(new, earlier)
-    assert whole["rows"][: len(new["rows"])] == new["rows"]
-    kept = whole["rows"][len(new["rows"]) :]
-    assert len(kept) == len(new["rows"]) and {row["tokens"] for row in kept} == {4608}
-    assert {row["commit"] for row in kept} == {"old"} and whole["commit"] == "abc"
-    assert [row["tokens"] for row in whole["overhead"]] == [32768, 4608]
-    assert [row["reason"] for row in whole["not_run"]] == ["slow"]
-    # Kept once more, by a run without them, they keep their commit.
-    again = attention.with_kept(new, whole | {"commit": "newer"})
-    assert again["rows"] == whole["rows"]
-    (tmp_path / "attention-h100.json").write_text(json.dumps(whole))
-    assert "commit `abc`, 4,608 tokens `old`, `make" in tables.attention_table(tmp_path)
+        whole[part] += [row | other for row in report()[part]]
+        whole[part] += [
+            row | other | {"tokens": 4608, "timing": "by hand"} for row in report()[part]
+        ]
+        whole[part] += [row | other | {"head_dim": 64, "tokens": 32768} for row in report()[part]]
+    (tmp_path / "attention-h100.json").write_text(json.dumps(whole | {"timing": "by lot"}))
+    line = (
+        "commit `abc`, by lot; 32,768 (12 x 64), 118,800 tokens: commit `old`, one launch of each "
+        "in turn; 4,608 tokens: commit `old`, by hand."
+    )
+    assert line in tables.attention_table(tmp_path).splitlines()[-1]
+    assert line in tables.kernel_table(tmp_path).splitlines()[-1]
+    # One shape, all of whose rows were kept.
+    peers = tables.peer_table(tmp_path).splitlines()[-1]
+    assert "by lot; 118,800 tokens: commit `old`, one launch of each in turn." in peers
 
 
 def test_peers_stand_beside_ours_and_absent_ones_say_why(tables, results):
