@@ -20,8 +20,8 @@ def checked_block(block: tuple[int, int]) -> tuple[int, int]:
     return int(pair[0]), int(pair[1])
 
 
-# From this many tokens on, blocks of 64 x 128 are wanted: 64 x 64 take 18 to 24 % longer on an H100
-# (benchmarks/results/attention-h100.json), and there are enough to choose from.
+# From this many tokens on, blocks of 64 x 128 are wanted: 64 x 64 take 7 to 23 % longer on an H100
+# (benchmarks/results), and there are enough to choose from.
 WIDE_BLOCKS_FROM = 16384
 
 
