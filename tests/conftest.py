@@ -50,6 +50,6 @@ def _seeded() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _few_threads() -> None:
-    """Leave cores to the hosts that the tests start and to other workers, keep sums reproducible."""
+    """Leave cores to hosts that tests start and to other workers; keep sums reproducible."""
     if not HAS_GPU or "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(min(2, torch.get_num_threads()))

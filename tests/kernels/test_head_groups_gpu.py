@@ -47,7 +47,9 @@ def room_for(size: int):
         torch.empty(block["size"], dtype=torch.uint8, device="cuda")
         for segment in torch.cuda.memory_snapshot()
         for block in segment["blocks"]
-        if block["state"] == "inactive" and block["size"] > MIB
+        if segment["segment_type"] == "large"
+        and block["state"] == "inactive"
+        and block["size"] > MIB
     ]
     total = torch.cuda.mem_get_info()[1]
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + size) / total)
