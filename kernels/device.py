@@ -88,21 +88,6 @@ def runs_on_hopper_kernel(
     return hopper_available(capability, head_dim, block, qk_bits, pv_bits, fp8, tail)
 
 
-def runs_on_wide_hopper_kernel(
-    device: torch.device, head_dim: int, block: tuple[int, int], qk_bits: int, pv_bits: int
-) -> bool:
-    """True where a call in these bits is the Hopper kernel's of 16-bit values.
-
-    ``head_dim``: of the inputs. Calls whose keys have biases are not.
-    """
-    capability = _served_capability(device, head_dim)
-    if capability is None:
-        return False
-    from .triton.hopper_support import wide_available
-
-    return wide_available(capability, head_dim, block, qk_bits, pv_bits)
-
-
 def runs_on_fp4_units(
     device: torch.device, head_dim: int, block: tuple[int, int], qk_bits: int, pv_bits: int
 ) -> bool:

@@ -25,7 +25,7 @@ def attend(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
         attend_on_hopper(plan, tensors)
         return
     if plan.wide:
-        attend_wide(plan, tensors, strides_of(plan.shape, 0))
+        attend_wide(plan, tensors)
         return
     layout, launch, shape = plan.layout, plan.launch, plan.shape
     batch, heads, tokens, head_dim = shape.sizes

@@ -116,6 +116,8 @@ class CallPlan:
         capability = (9, 0) if shape.device < 0 else torch.cuda.get_device_capability(shape.device)
         launch = select_launch(shape.block, width, shape.qk_bits, shape.pv_bits, capability)
         of_heads = (stride for n in range(3) for stride in strides_of(shape, n)[:2])
+        unbiased = shape.device >= 0 and not shape.biased  # nor interpreted
+        kind = capability, head_dim, shape.block, shape.qk_bits, shape.pv_bits
         tma = HAS_DESCRIPTORS and launch.tma and 4 not in (shape.qk_bits, shape.pv_bits)
         return cls(
             shape=shape,
@@ -125,20 +127,8 @@ class CallPlan:
             launch=launch,
             tma=tma,
             paired=tma and launch.paired and shape.fp8 and shape.qk_bits == 8,
-            hopper=shape.device >= 0
-            and not shape.biased
-            and hopper_available(
-                capability,
-                head_dim,
-                shape.block,
-                shape.qk_bits,
-                shape.pv_bits,
-                shape.fp8,
-                shape.tail,
-            ),
-            wide=shape.device >= 0
-            and not shape.biased
-            and wide_available(capability, head_dim, shape.block, shape.qk_bits, shape.pv_bits),
+            hopper=unbiased and hopper_available(*kind, shape.fp8, shape.tail),
+            wide=unbiased and wide_available(*kind),
         )
 
     @property

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import struct
-
 from triton.experimental.gluon import language as gl
 
 from ..fp8_numerics import FP8_MANTISSA, LINEAR_OF_FOUR, LINEAR_OFFSET
+from .ptx_numbers import ptx_float
 
 # In the order of a thread's registers: four keys of a row, of the row 8 below, and 16 keys on.
 LINEAR = LINEAR_OF_FOUR[0] * 2 + LINEAR_OF_FOUR[1] * 2
@@ -33,10 +32,10 @@ def _bytes_of_logits(integers: bool) -> tuple[str, str]:
             lines.append(f"cvt.rn.f32.s32 p{i}, {x};")
             x = f"p{i}"
         else:
-            code_factor, code_offset = _float(CODE_FACTOR.value), _float(CODE_OFFSET.value)
+            code_factor, code_offset = ptx_float(CODE_FACTOR.value), ptx_float(CODE_OFFSET.value)
         if linear:
             lines.append(f"fma.rn.sat.f32 p{i}, {x}, {code_factor}, {code_offset};")
-            lines.append(f"fma.rn.f32 p{i}, p{i}, {_float(256)}, {_float(12582912)};")
+            lines.append(f"fma.rn.f32 p{i}, p{i}, {ptx_float(256)}, {ptx_float(12582912)};")
         else:
             if integers:
                 lines.append(f"fma.rn.f32 p{i}, {x}, {factor}, {offset};")
@@ -54,11 +53,6 @@ def _bytes_of_logits(integers: bool) -> tuple[str, str]:
             lines.append(f"mov.b32 ${word}, {{low, high}};")
     inputs = ["r"] * keys + ["f"] * (4 * keys) if integers else ["f"] * keys
     return "{ " + " ".join(lines) + " }", ",".join(["=r"] * words + inputs)
-
-
-def _float(x: float) -> str:
-    """A number as PTX writes it."""
-    return "0f" + struct.pack(">f", x).hex().upper()
 
 
 OF_INTEGERS, OF_INTEGERS_OPERANDS = (gl.constexpr(x) for x in _bytes_of_logits(True))

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import triton
 from torch import Tensor
 
 from ..hopper_launch import MAX_REGISTERS, NUM_WARPS, QUERY_ROWS
 from .call_arguments import Tile
+from .call_plan import CallPlan
 from .hopper_support import GLUON_SERVES
 from .primitives import LOG2_E
-
-if TYPE_CHECKING:
-    from .call_plan import CallPlan
 
 if GLUON_SERVES:
     from .hopper_attention import hopper_attention_kernel

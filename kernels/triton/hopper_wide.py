@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import triton
 from torch import Tensor
 
 from ..hopper_launch import QUERY_ROWS, STEP_KEYS
 from ..hopper_wide_launch import GROUPS, MAX_REGISTERS, NUM_WARPS, STAGES
 from .call_arguments import Tile
+from .call_plan import CallPlan, strides_of
 from .hopper_support import GLUON_SERVES_WIDE
 from .primitives import LOG2_E
-
-if TYPE_CHECKING:
-    from .call_plan import CallPlan
 
 if GLUON_SERVES_WIDE:
     from .hopper_wide_attention import hopper_wide_kernel
@@ -22,11 +18,8 @@ else:
     hopper_wide_kernel = None
 
 
-def attend_wide(plan: CallPlan, tensors: dict[str, Tensor], strides: tuple[int, ...]) -> None:
-    """Launches the kernel into the tensor "out" [B, S, H, D]; arguments as ``attend`` has them.
-
-    ``strides``: of batch, head and token of q.
-    """
+def attend_wide(plan: CallPlan, tensors: dict[str, Tensor]) -> None:
+    """Launches the kernel into the tensor "out" [B, S, H, D]; arguments as ``attend`` has them."""
     layout, shape, width = plan.layout, plan.shape, plan.width
     batch, heads, tokens, head_dim = shape.sizes
     query_blocks, bit_words, _biases = shape.lists
@@ -50,9 +43,9 @@ def attend_wide(plan: CallPlan, tensors: dict[str, Tensor], strides: tuple[int, 
             Tile("values", (STEP_KEYS, width), gluon=True), tail[0], "tail_key_scale", tail[1],
         ),
         (
-            *strides, tokens, shape.row_heads or heads, layout.grid_tokens, layout.extra_start,
-            layout.rows, query_blocks, layout.key_blocks, layout.stored_blocks, bit_words,
-            shape.block[0], shape.scale * LOG2_E,
+            *strides_of(shape, 0), tokens, shape.row_heads or heads, layout.grid_tokens,
+            layout.extra_start, layout.rows, query_blocks, layout.key_blocks, layout.stored_blocks,
+            bit_words, shape.block[0], shape.scale * LOG2_E,
         ),
         {
             "HEAD_DIM": head_dim, "D": width, "ALIGNMENT": plan.alignment, "TAIL": shape.tail,

@@ -14,7 +14,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .hopper_layouts import accumulator, across, by_thread, halves, thread_max
+from .hopper_layouts import accumulator, across, by_thread, halves, thread_max, times_by_thread
 from .hopper_tile import exp2
 from .hopper_wide_rows import KEYS, QUERY_ROWS
 from .int4_mma import block_barrier
@@ -195,10 +195,8 @@ def fold(state, q_tile, k_tile, v_tile, v_full, step, factor, bias_tile, BIASED:
 def biased_logits(s, factor, bias_tile):
     """Logits in base 2 of products and their keys' biases in shared memory."""
     LAYOUT: gl.constexpr = s.type.layout
-    split = by_thread(s.to(gl.float32), 2)
-    SPLIT: gl.constexpr = split.type.layout
-    x = (split * across(factor, SPLIT)).reshape([s.shape[0], s.shape[1]])
-    return gl.convert_layout(x, LAYOUT) + bias_tile.load(gl.SliceLayout(0, LAYOUT))[None, :]
+    bias = bias_tile.load(gl.SliceLayout(0, LAYOUT))
+    return times_by_thread(s.to(gl.float32), factor) + bias[None, :]
 
 
 @gluon.jit

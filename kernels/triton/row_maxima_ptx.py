@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import struct
+from .ptx_numbers import ptx_float
 
 
 def raised_maxima(slack: float, whole: bool) -> tuple[str, str]:
@@ -20,7 +20,7 @@ def raised_maxima(slack: float, whole: bool) -> tuple[str, str]:
     for row, grown in enumerate("pq"):
         known = f"${4 + row}"
         if slack:
-            lines.append(f"add.f32 a, {known}, 0f{struct.pack('>f', slack).hex().upper()};")
+            lines.append(f"add.f32 a, {known}, {ptx_float(slack)};")
             known = "a"
         lines.append(f"setp.gt.f32 {grown}, ${2 + row}, {known};")
     lines.append("mov.f32 $0, $4; mov.f32 $1, $5;")

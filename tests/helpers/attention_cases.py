@@ -150,6 +150,16 @@ def with_distinct_blocks(inputs: Inputs) -> Inputs:
     return replace(inputs, k=shifted(inputs.k), v=shifted(inputs.v))
 
 
+def with_rows_of_all_lengths(inputs: Inputs) -> Inputs:
+    """Other lists: of all lengths up to a fifth of the blocks, every fifth as its neighbour."""
+    share = torch.rand(inputs.dense_mask.shape[:2], generator=torch.Generator().manual_seed(1))
+    keep = torch.rand(inputs.dense_mask.shape, generator=torch.Generator().manual_seed(2))
+    dense_mask = keep < 0.2 * share.square()[..., None]
+    dense_mask[:, ::5] = dense_mask[:, 1::5][:, : dense_mask[:, ::5].shape[1]]
+    mask = BlockMask.from_dense(dense_mask, inputs.mask.block, inputs.mask.tokens)
+    return replace(inputs, mask=mask.to(inputs.q.device), dense_mask=dense_mask.to(inputs.q.device))
+
+
 def _key_bias(case: Case) -> torch.Tensor:
     """[entries, extra tokens]; keys are hidden by either of the values that mean so."""
     assert case.hidden is not None

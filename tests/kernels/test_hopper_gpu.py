@@ -5,8 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from attention_cases import CASES, HEAD_DIMS, JOINT, Case, make_inputs, relative_error
-from paro_attention.kernels import BlockMask, sparse_attention
+from attention_cases import (
+    CASES,
+    HEAD_DIMS,
+    JOINT,
+    Case,
+    make_inputs,
+    relative_error,
+    with_rows_of_all_lengths,
+)
+from paro_attention.kernels import sparse_attention
 from paro_attention.kernels.device import runs_on_hopper_kernel
 
 pytestmark = pytest.mark.gpu
@@ -63,12 +71,7 @@ def test_the_triton_kernel_serves_the_same_calls(case, tail, monkeypatch):
 def test_long_rows_of_many_lengths(block, head_dim, extra):
     """Lists of all lengths, neighbours that share few blocks or many, a ring that goes round."""
     case = Case("long", 1, 3, 12_345, head_dim, block, density=0.1, extra=extra)
-    inputs = make_inputs(case, torch.bfloat16, "cuda")
-    share = torch.rand(inputs.dense_mask.shape[:2], generator=torch.Generator().manual_seed(1))
-    keep = torch.rand(inputs.dense_mask.shape, generator=torch.Generator().manual_seed(2))
-    dense_mask = keep < 0.2 * share.square()[..., None]
-    dense_mask[:, ::5] = dense_mask[:, 1::5][:, : dense_mask[:, ::5].shape[1]]
-    inputs = replace(inputs, mask=BlockMask.from_dense(dense_mask, block, 12_345).to("cuda"))
+    inputs = with_rows_of_all_lengths(make_inputs(case, torch.bfloat16, "cuda"))
     got, want = call(inputs, "triton"), call(inputs, "reference")
     assert torch.isfinite(got).all()
     assert relative_error(got, want) < 8e-3

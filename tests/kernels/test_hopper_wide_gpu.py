@@ -13,9 +13,12 @@ from attention_cases import (
     make_inputs,
     relative_error,
     with_distinct_blocks,
+    with_rows_of_all_lengths,
 )
-from paro_attention.kernels import BlockMask, sparse_attention
-from paro_attention.kernels.device import runs_on_wide_hopper_kernel
+from paro_attention.kernels import sparse_attention
+
+if torch.cuda.is_available():
+    from paro_attention.kernels.triton.hopper_support import wide_available
 
 pytestmark = pytest.mark.gpu
 if torch.cuda.is_available() and torch.cuda.get_device_capability() != (9, 0):
@@ -55,7 +58,7 @@ def check(inputs, bits, **options):
 @pytest.mark.parametrize("case", SERVED, ids=lambda case: case.name)
 def test_equals_its_reference(case, bits):
     inputs = make_inputs(case, torch.bfloat16, "cuda")
-    assert runs_on_wide_hopper_kernel(inputs.q.device, case.head_dim, case.block, *bits)
+    assert wide_available(torch.cuda.get_device_capability(), case.head_dim, case.block, *bits)
     check(inputs, bits)
 
 
@@ -88,12 +91,7 @@ def test_the_triton_kernel_serves_the_same_calls(case, bits, monkeypatch):
 def test_long_rows_of_many_lengths(head_dim, block, extra, bits):
     """Lists of all lengths, neighbours that share few blocks or many, a ring that goes round."""
     case = Case("long", 1, 3, 12_345, head_dim, block, density=0.1, extra=extra)
-    inputs = make_inputs(case, torch.bfloat16, "cuda")
-    share = torch.rand(inputs.dense_mask.shape[:2], generator=torch.Generator().manual_seed(1))
-    keep = torch.rand(inputs.dense_mask.shape, generator=torch.Generator().manual_seed(2))
-    dense_mask = keep < 0.2 * share.square()[..., None]
-    dense_mask[:, ::5] = dense_mask[:, 1::5][:, : dense_mask[:, ::5].shape[1]]
-    inputs = replace(inputs, mask=BlockMask.from_dense(dense_mask, block, 12_345).to("cuda"))
+    inputs = with_rows_of_all_lengths(make_inputs(case, torch.bfloat16, "cuda"))
     check(inputs, bits)
 
 
