@@ -6,14 +6,12 @@ permutation and its own mask: random, with row counts that vary by +-50 %, or th
 demo model (demo_masks.py). A density is that of the grid, extra tokens are dense beside it. Each
 function passes a correctness gate against float32 attention before it is timed: one of ours that
 fails ends the run, a peer that fails is listed with its error and not timed. All functions of a
-shape take turns by lot, each for long enough to settle at its own sustained clocks (timing.py);
-medians are reported.
+shape take turns by lot, each in windows of its own (timing.py); medians are reported.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -29,6 +27,7 @@ from gated_functions import Bench, Setting
 from kept_shapes import earlier_report, with_kept
 from overhead import overhead_functions, overhead_row
 from peers import PEERS, SOME, selected
+from report_rows import write
 from timing import machine
 
 DENSITIES = (1.0, 0.5, 0.3, 0.2, 0.1)
@@ -167,17 +166,8 @@ def main() -> None:
         else:
             bench_shape(shape, settings, given, demo, report)
         report["seconds"] = round(time.monotonic() - begin, 1)
-        write(report, given.earlier, given.out)
+        write(given.out, with_kept(report, given.earlier) if given.earlier else report)
         print(f"after {report['seconds']:.0f} s: {shape}, wrote {given.out}", flush=True)
-
-
-def write(report: dict[str, Any], earlier: dict[str, Any] | None, out: Path) -> None:
-    """Writes the report so far, with what it keeps of an earlier one."""
-    whole = with_kept(report, earlier) if earlier else report
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_suffix(".tmp")
-    unfinished.write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(out)
 
 
 def bench_shape(

@@ -40,6 +40,7 @@ from paro_attention.demo.settings import Scale, recipe
 from paro_attention.demo.wan import WanModel, load_demo_model
 from paro_attention.kernels.launch_table import BlockRow
 from peers import BASELINE, PEERS, Peer
+from report_rows import write
 from timing import machine, sustained_ms
 from torch import Tensor
 
@@ -322,8 +323,7 @@ def main() -> None:
 
 def _finish(report: dict, out: Path, table: Path | None) -> None:
     """Writes the report, and the blocks that were fastest into the launch table."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n")
+    write(out, report)
     print_report(report)
     if table is not None:
         rows = block_rows(

@@ -12,7 +12,6 @@ other cards and calls stay.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from gated_functions import ERROR_BUDGET
 from kernel_parts import call, parts, with_launch
 from paro_attention.kernels.launch import select_launch
 from paro_attention.kernels.launch_table import FULL, SEARCHED, LaunchConfig, LaunchRow
+from report_rows import write
 from timing import machine, sustained_ms
 
 TABLE = ROOT / "kernels" / "launch_table.py"
@@ -263,8 +263,7 @@ def main() -> None:
             mark = "*" if launch in chosen(times).values() else " "
             print(f"{mark} {key} {settings} {tflops}", flush=True)
         print(f"{key} after {time.monotonic() - begin:.0f} s", flush=True)
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(report, indent=1) + "\n")
+    write(given.json, report)
     rows = merged(SEARCHED, found)
     given.table.write_text(rewritten(TABLE.read_text(), "SEARCHED", "LaunchRow", rows))
     print(f"wrote {given.table} and {given.json}")

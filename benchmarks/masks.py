@@ -37,6 +37,7 @@ from paro_attention.calibration.mask_store import MaskStore  # noqa: E402
 from paro_attention.calibration.predicted_mass import MassPredictor  # noqa: E402
 from paro_attention.kernels import BlockMask  # noqa: E402
 from paro_attention.kernels.block_lists import write_lists  # noqa: E402
+from report_rows import write  # noqa: E402
 from timing import machine, sustained_ms  # noqa: E402
 
 GRID, HEADS, BLOCK = (21, 45, 80), 40, (64, 128)
@@ -142,10 +143,8 @@ def main() -> None:
         "sampling": [sampling(density, given.seconds) for density in DENSITIES],
         "first_use": first_use(0.3, given.seconds),
     }
-    text = json.dumps(report, indent=1)
-    print(text)
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(text + "\n", encoding="utf-8")
+    print(json.dumps(report, indent=1))
+    write(given.json, report)
 
 
 if __name__ == "__main__":

@@ -50,13 +50,12 @@ def attention_table(results: Path) -> str | None:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (shape, bits, block), by_density in groups.items():
-        _, heads, tokens, head_dim = shape
+        _, heads, tokens, extra, head_dim = shape
         speeds = [
             f"{dense[shape] / by_density[d]['ms']:.2f}x" if d in by_density else ""
             for d in DENSITIES
         ]
         error = f"{by_density[1.0]['rel_err']:.3f}" if 1.0 in by_density else ""
-        extra = next(iter(by_density.values())).get("extra_tokens")
         length = f"{tokens:,}" + (f" ({extra} text)" if extra else "")
         cells = [f"{length}, {heads} x {head_dim}", bits, f"{block[0]}x{block[1]}"]
         cells += [f"{dense[shape]:.2f} ms", *speeds, error]
@@ -112,11 +111,8 @@ def peer_table(results: Path) -> str | None:
         for peer in report["peers"]
         if peer["reason"] and peer["key"] not in ran
     ]
-    _, heads, tokens, head_dim = first
-    lines += [
-        "",
-        f"{tokens:,} tokens, {heads} x {head_dim}; {measured_on(report, rows)}.",
-    ]
+    _, heads, tokens, _, head_dim = first
+    lines += ["", f"{tokens:,} tokens, {heads} x {head_dim}; {measured_on(report, rows)}."]
     if absent:
         lines[-1] += f" Not run: {'; '.join(absent)}."
     return "\n".join(lines)

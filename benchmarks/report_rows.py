@@ -1,4 +1,4 @@
-"""What the tables of the README ask of a report in benchmarks/results and of its rows."""
+"""Reports in benchmarks/results, and what is made of them asks of their rows."""
 
 from __future__ import annotations
 
@@ -12,11 +12,19 @@ ALL_DENSITIES = (1.0, *DENSITIES)
 SHOWN_DENSITY = 0.02  # how far a random mask's density may lie from the one it is listed under
 
 
+def write(path: Path, report: dict[str, Any]) -> None:
+    """Writes a report under another name and renames it: an interrupt leaves the earlier one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".tmp")
+    unfinished.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
+
+
 def read(path: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
-def dense_ms(rows: list[dict[str, Any]]) -> dict[tuple[int, int, int, int], float]:
+def dense_ms(rows: list[dict[str, Any]]) -> dict[tuple[int, ...], float]:
     """Milliseconds of torch's default SDPA by shape."""
     return {shape_of(row): row["ms"] for row in rows if row.get("baseline", not row["ours"])}
 
@@ -54,5 +62,7 @@ def _origin(part: dict[str, Any]) -> tuple[str, str]:
     return part["commit"], part.get("timing", "one launch of each in turn")
 
 
-def shape_of(row: dict[str, Any]) -> tuple[int, int, int, int]:
-    return row["batch"], row["heads"], row["tokens"], row["head_dim"]
+def shape_of(row: dict[str, Any]) -> tuple[int, int, int, int, int]:
+    """(batch, heads, tokens, extra tokens among them, head_dim); early rows have no extra ones."""
+    extra_tokens = row.get("extra_tokens", 0)
+    return row["batch"], row["heads"], row["tokens"], extra_tokens, row["head_dim"]

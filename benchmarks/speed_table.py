@@ -12,6 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from report_rows import dense_ms, shape_of
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ("attention-h100.json",)
 MODULE = ROOT / "web" / "js" / "paro_speed_table.js"
@@ -20,16 +22,14 @@ MODULE = ROOT / "web" / "js" / "paro_speed_table.js"
 def measured(report: dict[str, Any]) -> list[dict[str, Any]]:
     """One entry per shape, block and bits: [density, time / dense time], ascending."""
     entries: dict[tuple[Any, ...], list[list[float]]] = {}
-    dense = {
-        _shape(row): row["ms"] for row in report["rows"] if row.get("baseline", not row["ours"])
-    }
+    dense = dense_ms(report["rows"])
     for row in report["rows"]:
         if not row["ours"] or not row["tail"] or not row["whole_call"]:
             continue
         if row.get("masks", "random") != "random":
             continue
         key = (row["tokens"], row["head_dim"], *row["block"], row["qk_bits"], row["pv_bits"])
-        point = [round(row["density"], 4), round(row["ms"] / dense[_shape(row)], 4)]
+        point = [round(row["density"], 4), round(row["ms"] / dense[shape_of(row)], 4)]
         entries.setdefault(key, []).append(point)
     names = ("tokens", "head_dim", "query_block", "key_block", "qk_bits", "pv_bits")
     return [
@@ -37,11 +37,6 @@ def measured(report: dict[str, Any]) -> list[dict[str, Any]]:
         for key, points in sorted(entries.items())
         if len(points) > 1
     ]
-
-
-def _shape(row: dict[str, Any]) -> tuple[int, ...]:
-    names = ("batch", "heads", "tokens", "extra_tokens", "head_dim")
-    return tuple(row.get(name, 0) for name in names)
 
 
 def module_text() -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from benchmark_scripts import benchmark_script
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "compile_report.py"
@@ -35,11 +36,7 @@ COMPILING = {name: value for name, value in os.environ.items() if name != "TRITO
 @pytest.fixture(scope="module")
 def report():
     pytest.importorskip("triton", reason="the report compiles with Triton, which is not installed")
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        return importlib.import_module("compile_report")
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
+    return benchmark_script("compile_report")
 
 
 def test_matrix_instructions_are_counted_by_name(report):

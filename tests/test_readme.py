@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import ast
-import importlib
 import json
 import re
-import sys
 from pathlib import Path
 
 import pytest
+from benchmark_scripts import benchmark_script
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def _load_tables():
-    folder = str(ROOT / "benchmarks")
-    sys.path.insert(0, folder)  # it imports its neighbours by name
-    try:
-        return importlib.import_module("readme_tables")
-    finally:
-        sys.path.remove(folder)
-
-
-tables = _load_tables()
+tables = benchmark_script("readme_tables")
 
 
 def test_readme_agrees_with_the_results():

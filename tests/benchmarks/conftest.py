@@ -1,17 +1,14 @@
-"""The scripts of benchmarks/ import each other by name."""
+"""The scripts of benchmarks/ can be imported by name."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+from benchmark_scripts import importable
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _scripts() -> Iterator[None]:
-    folder = str(Path(__file__).resolve().parents[2] / "benchmarks")
-    sys.path.insert(0, folder)
-    yield
-    sys.path.remove(folder)
+    with importable():
+        yield

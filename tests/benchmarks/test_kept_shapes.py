@@ -95,15 +95,15 @@ def test_an_unknown_choice_is_named(attention, capsys, wrong):
     assert repr(wrong[1]) in capsys.readouterr().err
 
 
-def test_a_report_is_written_whole_with_what_it_keeps(attention, tmp_path):
+def test_a_report_is_written_whole_with_what_it_keeps(attention, kept, tmp_path):
     out = tmp_path / "new" / "attention.json"
     new, earlier = report("new", rows_of(32768)), report("old", rows_of(4608))
-    attention.write(new, None, out)
+    attention.write(out, new)
     assert json.loads(out.read_text()) == new
-    attention.write(new, earlier, out)
+    attention.write(out, kept.with_kept(new, earlier))
     assert [row["tokens"] for row in json.loads(out.read_text())["rows"]] == [32768] * 2 + [
         4608
     ] * 2
     with pytest.raises(TypeError):
-        attention.write(new | {"gpu": Namespace}, None, out)
+        attention.write(out, new | {"gpu": Namespace})
     assert len(json.loads(out.read_text())["rows"]) == 4

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import subprocess
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmark_scripts import benchmark_script
 from made_plan import make_plan
 from paro_attention.calibration import PlanRuntime, RuntimeOptions
 from paro_attention.nodes.preview_budget import shared_budget
@@ -100,12 +100,8 @@ def test_interpolates_from_the_origin(node):
 
 
 def test_speed_table_agrees_with_the_results():
-    path = ROOT / "benchmarks" / "speed_table.py"
-    spec = importlib.util.spec_from_file_location("paro_speed_table", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert (SCRIPTS / "paro_speed_table.js").read_text() == module.module_text()
+    text = benchmark_script("speed_table").module_text()
+    assert (SCRIPTS / "paro_speed_table.js").read_text() == text
 
 
 def test_speed_is_what_was_measured(node):
